@@ -1,0 +1,61 @@
+"""Memory slots and doorbells: how the bus reaches KVM (implements bus.address_space.Backing)."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from typing import TYPE_CHECKING
+
+from nemu.memory import host_address
+
+if TYPE_CHECKING:
+    from nemu.interfaces import Doorbell, Pages
+    from nemu.kvm.handles import Vm
+    from nemu.memory import GuestRam
+
+PAGE_SIZE = 4096
+
+
+class HostPages:
+    """Anonymous host pages (interfaces.Pages) that a read-only slot shows to the guest."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._mapping = mmap.mmap(-1, size)
+        self.view = memoryview(self._mapping)
+        self.host_address = host_address(self._mapping)
+
+
+class MemorySlots:
+    """The memory slots of a VM: RAM, and read-only pages that come and go."""
+
+    def __init__(self, vm: Vm) -> None:
+        self._vm = vm
+        self._free: list[int] = []
+        self._next = 0
+        self._mapped: dict[int, tuple[int, Pages]] = {}  # gpa -> slot; holds the pages while KVM does
+
+    def add_ram(self, ram: GuestRam) -> None:
+        for (gpa, size), host in zip(ram.regions, ram.host_addresses, strict=True):
+            self._vm.set_memory(self._take(), gpa, size, host)
+
+    def map_pages(self, pages: Pages, gpa: int) -> None:
+        """Show ``pages`` to the guest at ``gpa``, read-only."""
+        slot = self._take()
+        host = ctypes.addressof(ctypes.c_char.from_buffer(pages.view))
+        self._vm.set_memory(slot, gpa, pages.size, host, readonly=True)
+        self._mapped[gpa] = (slot, pages)
+
+    def unmap_pages(self, gpa: int) -> None:
+        slot, _ = self._mapped.pop(gpa)
+        self._vm.set_memory(slot, gpa, 0, 0)
+        self._free.append(slot)
+
+    def ring(self, doorbell: Doorbell, gpa: int, *, assign: bool) -> None:
+        self._vm.ioeventfd(gpa + doorbell.offset, doorbell.eventfd, assign=assign)
+
+    def _take(self) -> int:
+        if self._free:
+            return self._free.pop()
+        self._next += 1
+        return self._next - 1
