@@ -8,7 +8,7 @@ window goes, if that lies in an aperture of the host bridge and nothing else is 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from nemu.pci import config, msix
@@ -32,7 +32,11 @@ class PciFunction:
         self._window: Window | None = None
         self._placed_at: int | None = None
         self._msix: MsixTable | None = None
-        self._msix_control = 0
+        self._watched: list[tuple[int, int, Callable[[], None]]] = []
+
+    def watch(self, offset: int, length: int, callback: Callable[[], None]) -> None:
+        """Call after each guest write that touches ``length`` bytes of the configuration at ``offset``."""
+        self._watched.append((offset, offset + length, callback))
 
     def add_bar(self, window: Window, gpa: int) -> None:
         """BAR 0, 64 bits wide, with ``gpa`` as its value at power-on (decoding is off then)."""
@@ -42,27 +46,26 @@ class PciFunction:
         struct.pack_into("<Q", space.view, config.BAR0, gpa | BAR_64BIT)
         mask = ((1 << 64) - window.size) & ~BAR_FLAGS
         space.allow(config.BAR0, mask.to_bytes(8, "little"))
+        self.watch(config.BAR0, 8, self._update_bar)
+        self.watch(config.COMMAND, 2, self._update_bar)
 
     def add_msix(self, table: MsixTable, table_offset: int, pending_offset: int) -> None:
         """The capability for a table and pending bits in BAR 0."""
         body = struct.pack("<HII", len(table.vectors) - 1, table_offset, pending_offset)
-        offset = self.config.add_capability(msix.CAPABILITY_ID, body, "msix")
-        self._msix_control = offset + 2
+        control = self.config.add_capability(msix.CAPABILITY_ID, body, "msix") + 2
         writable = msix.CONTROL_ENABLE | msix.CONTROL_FUNCTION_MASK
-        self.config.allow(self._msix_control, writable.to_bytes(2, "little"))
+        self.config.allow(control, writable.to_bytes(2, "little"))
+        self.watch(control, 2, lambda: table.set_control(self.config.u16(control)))
         self._msix = table
 
     def write_config(self, offset: int, width: int, value: int) -> None:
         self.config.write(offset, width, value)
-        end = offset + width
-        if offset < config.BAR0 + 8 and end > config.COMMAND:
-            self._update_bar()
-        if self._msix is not None and offset < self._msix_control + 2 and self._msix_control < end:
-            self._msix.set_control(self.config.u16(self._msix_control))
+        for start, end, callback in self._watched:
+            if offset < end and start < offset + width:
+                callback()
 
     def _update_bar(self) -> None:
-        if self._window is None:
-            return
+        assert self._window is not None
         wanted = self._address() if self.config.u16(config.COMMAND) & config.COMMAND_MEMORY else None
         if wanted == self._placed_at:
             return

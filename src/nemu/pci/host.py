@@ -64,7 +64,7 @@ class HostBridge:
         return next((slot for slot in range(DEVICES) if slot not in self._functions), None)
 
     def allocate(self, size: int) -> int:
-        """A power-on address for a BAR of ``size`` bytes (a power of two), from the last aperture with room."""
+        """A power-on address for a BAR of ``size`` bytes (a power of two), in the last aperture with room."""
         for index in reversed(range(len(self._apertures))):
             start = -(-self._next_bar[index] // size) * size
             if start + size <= self._apertures[index][1]:
