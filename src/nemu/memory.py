@@ -63,7 +63,7 @@ class GuestRam:
         self.view(gpa, len(data))[:] = data
 
     def close(self) -> None:
-        """Give the memory back.  A view still in use (an I/O in flight) keeps its region mapped until it goes."""
+        """Give the memory back.  A view still in use (an I/O in flight) keeps its region mapped."""
         self._spans.clear()
         for mapping in self._mappings:
             try:

@@ -82,6 +82,7 @@ class kvm_ioeventfd(Structure):
     ]
 
 
+KVM_IOEVENTFD_FLAG_PIO = 1 << 1
 KVM_IOEVENTFD_FLAG_DEASSIGN = 1 << 2
 
 

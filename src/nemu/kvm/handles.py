@@ -118,6 +118,11 @@ class Vm(Handle):
         flags = 0 if assign else abi.KVM_IOEVENTFD_FLAG_DEASSIGN
         self.call(abi.KVM_IOEVENTFD, abi.kvm_ioeventfd(addr=gpa, fd=eventfd, flags=flags))
 
+    def port_ioeventfd(self, port: int, eventfd: int) -> None:
+        """A guest write of any width to I/O port ``port`` signals ``eventfd``, as long as the VM lives."""
+        flags = abi.KVM_IOEVENTFD_FLAG_PIO
+        self.call(abi.KVM_IOEVENTFD, abi.kvm_ioeventfd(addr=port, fd=eventfd, flags=flags))
+
     def irqfd(self, gsi: int, eventfd: int, *, assign: bool) -> None:
         """A signal on ``eventfd`` raises ``gsi`` by its route; a pending one does so at once."""
         flags = 0 if assign else abi.KVM_IRQFD_FLAG_DEASSIGN

@@ -51,7 +51,8 @@ LAPIC = 0xFEE0_0000
 KVM_IDENTITY_MAP = 0xFEFF_C000
 KVM_TSS = 0xFEFF_D000
 
-# Global system interrupts.  Our IOAPIC has just these; the in-kernel one has 24 pins from 0.
+# Global system interrupts.  Our IOAPIC has just these, the second one only if there is a serial port
+# (each pin costs Linux two dozen exits); the in-kernel one has 24 pins from 0.
 IOAPIC_GSI_BASE = 16
 GSI_GED = 16
 GSI_SERIAL = 17
@@ -62,6 +63,10 @@ GSI_MSI_BASE = 24
 # The optional 16550 keeps the PC's place: early consoles look nowhere else.
 SERIAL_PORT = 0x3F8
 SERIAL_PORT_SIZE = 8
+
+# PCI configuration mechanism #1, which this machine has not: Linux selects a register there more than
+# a hundred times before it believes that.
+LEGACY_PCI_ADDRESS_PORT = 0xCF8
 
 MAX_CPUS = 255  # xAPIC ids 0 to 254; 255 is broadcast
 MIN_MEMORY = 64 * MIB

@@ -1,0 +1,172 @@
+"""The x86-64 board of ``virt``: CPUs, interrupt controllers and platform registers, and how it boots.
+
+``build`` creates one for a machine and calls its methods from top to bottom; nothing else of x86 is
+known there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
+
+from nemu.arch.x86_64 import acpi, layout, vcpu, vm
+from nemu.arch.x86_64.cpuid import CpuModel
+from nemu.arch.x86_64.ioapic import IoApic
+from nemu.boot import loader
+from nemu.devices.ged import GenericEventDevice
+from nemu.devices.power import PowerControl
+from nemu.devices.pvpanic import PanicEvent, PvPanic
+from nemu.devices.serial import Serial
+from nemu.errors import ConfigError
+from nemu.interfaces import Window
+from nemu.kvm.irq import MsiRoutes
+from nemu.kvm.slots import HostPages
+from nemu.machine import Machine, Outcome
+
+if TYPE_CHECKING:
+    from nemu.backends.chardev import Chardev
+    from nemu.bus.address_space import AddressSpace
+    from nemu.config import MachineConfig
+    from nemu.interfaces import AmlSource, BusHandler, IrqLine, Pages
+    from nemu.kvm.handles import System, Vcpu, Vm
+    from nemu.memory import GuestRam
+
+    AddDevice: TypeAlias = Callable[[str, int, BusHandler, Pages], None]
+
+PAGE = layout.PAGE_SIZE
+
+
+class Board:
+    """What is x86-64 of ``machine``.  Raises HostError and ConfigError."""
+
+    ecam = layout.ECAM
+    ecam_size = layout.ECAM_SIZE
+
+    def __init__(self, machine: Machine, config: MachineConfig, system: System) -> None:
+        vm.require(system)
+        self._machine = machine
+        self._config = config
+        self._cpu_model = CpuModel(system, config.cpus)
+        self._aml: list[AmlSource] = []
+        self.ram_regions = layout.ram_regions(config.memory)
+        self.physical_bits = self._cpu_model.physical_bits
+        end = sum(self.ram_regions[-1])
+        if end > 1 << self.physical_bits:
+            limit = (1 << self.physical_bits) - layout.LOW_RAM_END >> 30
+            problem = f"must be at most {limit}G: this CPU's guests have {self.physical_bits} address bits"
+            raise ConfigError("--memory", f"{config.memory >> 20}M", problem)
+        pci64 = layout.pci64_window(config.memory, self.physical_bits)
+        self.apertures = ((layout.PCI32_START, layout.PCI32_END), pci64)
+
+    @property
+    def reserved(self) -> tuple[tuple[int, int], ...]:
+        """(gpa, size) of what is not the bus's: RAM, the local APICs, KVM's pages for real mode."""
+        kvm_pages = (layout.KVM_IDENTITY_MAP, 4 * PAGE)
+        return (*self.ram_regions, (layout.LAPIC, PAGE), kvm_pages)
+
+    def create_irqchip(self, kvm_vm: Vm) -> MsiRoutes:
+        """Before the first vCPU; gives the table for the devices' messages."""
+        fixed = vm.create_irqchip(kvm_vm, self._config.irqchip)
+        return MsiRoutes(kvm_vm, layout.GSI_MSI_BASE, fixed)
+
+    def create_vcpus(self, kvm_vm: Vm) -> list[Vcpu]:
+        """Every vCPU with its identity; APIC ids are 0 to N - 1."""
+        vcpus = []
+        khz = 0
+        for apic_id in range(self._config.cpus):
+            new = kvm_vm.create_vcpu(apic_id)
+            self._machine.at_close.append(new.close)
+            khz = khz or vcpu.tsc_khz(new)
+            self._cpu_model.apply(new, apic_id, khz)
+            vcpu.set_msrs(new)
+            vcpus.append(new)
+        return vcpus
+
+    def add_devices(self, kvm_vm: Vm, bus: AddressSpace, ports: AddressSpace, serial: Chardev | None) -> None:
+        """The platform registers, the IOAPIC and, if asked for, the serial port."""
+        machine = self._machine
+        vm.drop_port_writes(kvm_vm, (layout.LEGACY_PCI_ADDRESS_PORT,))
+
+        def add(name: str, gpa: int, handler: BusHandler, pages: Pages) -> None:
+            bus.place(Window(name, PAGE, handler, pages), gpa)
+            machine.devices.append((name, f"{gpa:#x}"))
+
+        pages = HostPages(PAGE)
+        power = PowerControl(
+            pages,
+            power_off=lambda: machine.finish(Outcome.POWER_OFF),
+            reset=lambda: machine.finish(Outcome.RESET),
+        )
+        add("power", layout.POWER, power, pages)
+
+        pages = HostPages(PAGE)
+        panic = PvPanic(pages, gpa=layout.PVPANIC, report=self._panicked)
+        add("pvpanic", layout.PVPANIC, panic, pages)
+
+        lines = self._lines(kvm_vm, add, with_serial=serial is not None)
+        pages = HostPages(PAGE)
+        ged = GenericEventDevice(pages, lines[layout.GSI_GED], gpa=layout.GED, gsi=layout.GSI_GED)
+        add("ged", layout.GED, ged, pages)
+        machine.power_button = ged.power_button
+
+        self._aml += [panic, ged]
+        if serial is not None:
+            self._add_serial(ports, lines[layout.GSI_SERIAL], serial)
+
+    def _lines(self, kvm_vm: Vm, add: AddDevice, *, with_serial: bool) -> dict[int, IrqLine]:
+        """The wired interrupts by GSI, from the controller that was asked for."""
+        gsis = [layout.GSI_GED, layout.GSI_SERIAL] if with_serial else [layout.GSI_GED]
+        if self._config.irqchip == "kernel":
+            return {gsi: vm.KernelPin(kvm_vm, gsi) for gsi in gsis}
+        pages = HostPages(PAGE)
+        ioapic = IoApic(pages, vm.msi_sender(kvm_vm), pins=len(gsis))
+        add("ioapic", layout.IOAPIC, ioapic, pages)
+        return {gsi: ioapic.line(gsi - layout.IOAPIC_GSI_BASE) for gsi in gsis}
+
+    def _add_serial(self, ports: AddressSpace, line: IrqLine, chardev: Chardev) -> None:
+        port = SerialConsole(chardev, line).port
+        ports.place(Window("serial", layout.SERIAL_PORT_SIZE, port), layout.SERIAL_PORT)
+        self._machine.devices.append(("serial", f"port {layout.SERIAL_PORT:#x}"))
+        self._machine.at_close.append(chardev.detach)
+        self._aml.append(port)
+
+    def _panicked(self, events: PanicEvent) -> None:
+        if events & PanicEvent.PANICKED:
+            self._machine.finish(Outcome.PANIC)
+        else:
+            print("nemu: the guest panicked and starts its crash kernel", file=sys.stderr)
+
+    def boot(self, ram: GuestRam, first: Vcpu) -> None:
+        """Write the ACPI tables, load the kernel and put the first CPU at its entry."""
+        config = self._config
+        gsi_base = 0 if config.irqchip == "kernel" else layout.IOAPIC_GSI_BASE
+        rsdp = acpi.build(
+            ram, cpus=config.cpus, pci64=self.apertures[1], devices=self._aml, ioapic_gsi_base=gsi_base
+        )
+        entry = loader.load(ram, kernel=config.kernel, initrd=config.initrd, cmdline=config.append, rsdp=rsdp)
+        vcpu.set_entry(first, entry)
+
+
+class SerialConsole:
+    """Joins the serial port to its character backend (backends.chardev.Frontend)."""
+
+    def __init__(self, chardev: Chardev, line: IrqLine) -> None:
+        self._chardev = chardev
+        self.port = Serial(line, self._send, self.readable, port=layout.SERIAL_PORT, gsi=layout.GSI_SERIAL)
+        chardev.attach(self)
+        self.readable()
+
+    def readable(self) -> None:
+        if self.port.room:
+            self.port.receive(self._chardev.read(self.port.room))
+
+    def _send(self, data: bytes) -> None:
+        # A 16550 has no flow control: what a full backend does not take is lost, as on a wire.
+        self._chardev.write(memoryview(data))
+
+    def writable(self) -> None:
+        pass
+
+    def resized(self) -> None:
+        pass

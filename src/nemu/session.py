@@ -1,0 +1,108 @@
+"""One run of ``nemu run`` on this host: backends that stay, machines that come and go.
+
+The backends (disks, taps, the terminal) are opened once.  Each machine is built on them, runs until
+its guest powers off or resets, and is taken apart; after a reset the next one is built.
+"""
+
+from __future__ import annotations
+
+import gc
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+from nemu.build import build
+from nemu.errors import GuestCrashError
+from nemu.kvm.vcpu import KICK_SIGNAL
+from nemu.loop import Loop
+from nemu.machine import Machine, Outcome
+from nemu.peripherals import Peripherals
+from nemu.report import Report
+
+if TYPE_CHECKING:
+    from nemu.config import MachineConfig, RunOptions
+
+STATUS = {
+    Outcome.POWER_OFF: 0,
+    Outcome.QUIT: 0,
+    Outcome.PANIC: GuestCrashError.status,
+    Outcome.TIMEOUT: 4,
+    Outcome.KILLED: 128 + signal.SIGTERM,
+}
+# Outcomes that nobody asked for: one line on standard error says what happened.
+_UNEXPECTED = {Outcome.PANIC, Outcome.TIMEOUT}
+
+
+class Session:
+    """Signals, time-out and reboots around the machines of one run."""
+
+    def __init__(self, config: MachineConfig, options: RunOptions) -> None:
+        self._config = config
+        self._options = options
+        self._lock = threading.RLock()
+        self.loop = Loop(self._lock)
+        self._machine: Machine | None = None
+        self._asked = False
+        self._report = Report()
+
+    def run(self) -> int:
+        outcome = None
+        try:
+            outcome = self._run()
+        finally:
+            self.loop.close()
+            if self._options.report:
+                self._report.write(self._options.report, outcome)
+        if outcome in _UNEXPECTED:
+            print(f"nemu: {outcome.value}", file=sys.stderr)
+        return STATUS[outcome]
+
+    def _run(self) -> Outcome:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            self.loop.on_signal(number, self._on_terminate)
+        self.loop.on_signal(KICK_SIGNAL, lambda: None)
+        peripherals = Peripherals(self._config, self.loop, self.leave)
+        try:
+            if self._options.timeout:
+                self.loop.call_later(self._options.timeout, lambda: self._finish(Outcome.TIMEOUT))
+            while True:
+                outcome = self._run_machine(peripherals)
+                if outcome is not Outcome.RESET:
+                    return outcome
+        finally:
+            peripherals.close()
+
+    def _run_machine(self, peripherals: Peripherals) -> Outcome:
+        """One machine from power-on to its end."""
+        machine = self._machine = build(self._config, peripherals, self._lock, self.loop)
+        try:
+            peripherals.ready()
+            return machine.run()
+        finally:
+            self._report.add(machine)
+            self._machine = None
+            machine.close()
+            del machine
+            gc.collect()  # views of guest RAM in reference cycles would keep it mapped
+
+    def leave(self) -> None:
+        """The user typed Ctrl-A X."""
+        self._finish(Outcome.QUIT)
+
+    def _on_terminate(self) -> None:
+        """Ask the guest to power off; the second time, do not ask."""
+        if self._asked or self._machine is None:
+            self._finish(Outcome.KILLED)
+        else:
+            self._asked = True
+            self._machine.power_button()
+
+    def _finish(self, outcome: Outcome) -> None:
+        if self._machine is not None:
+            self._machine.finish(outcome)
+
+
+def run(config: MachineConfig, options: RunOptions) -> int:
+    """Run ``config`` on this host's KVM; gives the exit status of the process."""
+    return Session(config, options).run()
