@@ -32,7 +32,7 @@ class Machine:
     """Owned by ``build``, which adds the parts: ``vcpus``, ``power_button``, ``devices``, ``at_close``.
 
     ``memory_bus`` and ``port_bus`` count the accesses of the guest.  ``devices`` are (name,
-    where it is), for reports.
+    where it is), for reports; ``last_words`` is the end of the log of a kernel that panicked.
     """
 
     def __init__(self, lock: threading.RLock, loop: Loop) -> None:
@@ -43,6 +43,7 @@ class Machine:
         self.port_bus: AddressSpace
         self.power_button: Callable[[], None] = lambda: None
         self.devices: list[tuple[str, str]] = []
+        self.last_words: list[str] = []
         self.at_close: list[Callable[[], None]] = []
         self._end: Outcome | BaseException | None = None
         self._end_lock = threading.Lock()
@@ -73,6 +74,9 @@ class Machine:
             if self._end is not None:
                 return
             self._end = end
+        # At once, or the guest would run on behind its own power-off or reset.
+        for vcpu in self.vcpus:
+            vcpu.stop()
         self.loop.stop()
 
     def close(self) -> None:
@@ -82,8 +86,8 @@ class Machine:
                 self.at_close.pop()()
 
     def _stop_vcpus(self) -> None:
-        started = [vcpu for vcpu in self.vcpus if vcpu.ident is not None]
-        for vcpu in started:
+        for vcpu in self.vcpus:
             vcpu.stop()
-        for vcpu in started:
-            vcpu.join()
+        for vcpu in self.vcpus:
+            if vcpu.ident is not None:
+                vcpu.join()

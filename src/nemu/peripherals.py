@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nemu.config import MachineConfig, NetConfig
     from nemu.loop import Loop
     from nemu.machine import Machine
+    from nemu.virtio.console import VirtioConsole
     from nemu.virtio.device import VirtioDevice
 
 # Request queues of a disk that asks for no number: more of them gain little with one worker pool.
@@ -45,6 +46,7 @@ class Peripherals:
         self._disks: list[Disk] = []
         self._nets: list[NetBackend] = []
         self._starting: list[Passt] = []
+        self._console_device: VirtioConsole | None = None
         self.serial: Chardev | None = None
         try:
             # What may fail for a wrong setting comes first, the user's terminal last.
@@ -64,11 +66,17 @@ class Peripherals:
         while self._starting:
             self._starting.pop().ready()
 
+    @property
+    def console_opened(self) -> bool:
+        """Whether the guest of the latest machine has ever started its console driver."""
+        return self._console_device is not None and self._console_device.opened
+
     def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
         """New virtio devices on the open backends, in the order of their slots."""
         from nemu.virtio.console import VirtioConsole
 
-        yield VirtioConsole("virtio-console0", self._console, machine.loop)
+        self._console_device = VirtioConsole("virtio-console0", self._console, machine.loop)
+        yield self._console_device
         if self._disks:
             yield from self._blk_devices(machine)
         if self._nets:

@@ -34,6 +34,23 @@ STATUS = {
 _UNEXPECTED = {Outcome.PANIC, Outcome.TIMEOUT}
 
 
+# Early messages of a kernel whose console driver is a module appear nowhere else.
+_NO_CONSOLE = (
+    "nemu: the guest never opened its console; to see its first messages add "
+    "--serial stdio --console null --append 'console=ttyS0 earlyprintk=serial'"
+)
+_PANIC_PREFIX = "Kernel panic - not syncing: "
+
+
+def _panic_message(log: list[str]) -> str:
+    """ ": why" out of the log of a Linux kernel that panicked, "" where it does not say."""
+    for line in reversed(log):
+        _, found, why = line.partition(_PANIC_PREFIX)
+        if found:
+            return f": {why}"
+    return ""
+
+
 class Session:
     """Signals, time-out and reboots around the machines of one run."""
 
@@ -45,6 +62,8 @@ class Session:
         self._machine: Machine | None = None
         self._asked = False
         self._report = Report()
+        self._last_words: list[str] = []
+        self._console_opened = False
 
     def run(self) -> int:
         outcome = None
@@ -54,9 +73,18 @@ class Session:
             self.loop.close()
             if self._options.report:
                 self._report.write(self._options.report, outcome)
-        if outcome in _UNEXPECTED:
-            print(f"nemu: {outcome.value}", file=sys.stderr)
+        self._explain(outcome)
         return STATUS[outcome]
+
+    def _explain(self, outcome: Outcome) -> None:
+        """Say what nobody asked for, and what the guest itself could not say."""
+        silent = not self._console_opened
+        for line in self._last_words if silent else ():
+            print(line, file=sys.stderr)
+        if outcome in _UNEXPECTED:
+            print(f"nemu: {outcome.value}{_panic_message(self._last_words)}", file=sys.stderr)
+        if silent and not self._last_words and outcome is not Outcome.POWER_OFF:
+            print(_NO_CONSOLE, file=sys.stderr)
 
     def _run(self) -> Outcome:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -81,6 +109,8 @@ class Session:
             return machine.run()
         finally:
             self._report.add(machine)
+            self._last_words = machine.last_words
+            self._console_opened |= peripherals.console_opened or self._config.console.kind == "null"
             self._machine = None
             machine.close()
             del machine

@@ -17,7 +17,7 @@ PAGE_SIZE = 4096
 
 
 class HostPages:
-    """Anonymous host pages (interfaces.Pages) that a read-only slot shows to the guest."""
+    """Anonymous host pages (interfaces.Pages) that a memory slot shows to the guest."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -27,7 +27,7 @@ class HostPages:
 
 
 class MemorySlots:
-    """The memory slots of a VM: RAM, and read-only pages that come and go."""
+    """The memory slots of a VM: RAM, and pages that come and go."""
 
     def __init__(self, vm: Vm) -> None:
         self._vm = vm
@@ -39,11 +39,11 @@ class MemorySlots:
         for (gpa, size), host in zip(ram.regions, ram.host_addresses, strict=True):
             self._vm.set_memory(self._take(), gpa, size, host)
 
-    def map_pages(self, pages: Pages, gpa: int) -> None:
-        """Show ``pages`` to the guest at ``gpa``, read-only."""
+    def map_pages(self, pages: Pages, gpa: int, *, readonly: bool = True) -> None:
+        """Show ``pages`` to the guest at ``gpa``; unless ``readonly`` its writes do not exit either."""
         slot = self._take()
         host = ctypes.addressof(ctypes.c_char.from_buffer(pages.view))
-        self._vm.set_memory(slot, gpa, pages.size, host, readonly=True)
+        self._vm.set_memory(slot, gpa, pages.size, host, readonly=readonly)
         self._mapped[gpa] = (slot, pages)
 
     def unmap_pages(self, gpa: int) -> None:

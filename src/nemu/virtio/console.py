@@ -36,7 +36,10 @@ class _Active:
 
 
 class VirtioConsole(VirtioDevice):
-    """A console port on a character backend.  Implements nemu.backends.chardev.Frontend."""
+    """A console port on a character backend.  Implements nemu.backends.chardev.Frontend.
+
+    ``opened`` tells whether a driver has ever started it.
+    """
 
     device_id = 3
     queue_sizes = (64, 64)
@@ -48,10 +51,12 @@ class VirtioConsole(VirtioDevice):
         self._backend = backend
         self._loop = loop
         self._active: _Active | None = None
+        self.opened = False
         backend.attach(self)
 
     def activate(self, features: int, queues: tuple[Queue | None, ...], transport: Transport) -> None:
         self._active = _Active(queues[RECEIVE], queues[TRANSMIT], transport)
+        self.opened = True
         self._receive()
 
     def notify(self, index: int) -> None:

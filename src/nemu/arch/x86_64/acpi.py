@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from nemu.acpi import dsdt, tables
 from nemu.arch.x86_64 import layout
-from nemu.devices import power
+from nemu.devices import erst, power
 from nemu.interfaces import AmlSource, GuestMemory
 
 # IA-PC boot architecture flags (table 5.11).  Not set: legacy devices, 8042, "MSI not supported".
@@ -84,7 +84,11 @@ def build(
         dsdt.pci_root(layout.PCI_LAST_BUS, (layout.PCI32_START, layout.PCI32_END), pci64),
         dsdt.processors(cpus),
     )
-    others = [madt(cpus, ioapic_gsi_base), tables.mcfg(layout.ECAM, layout.PCI_LAST_BUS)]
+    others = [
+        madt(cpus, ioapic_gsi_base),
+        tables.mcfg(layout.ECAM, layout.PCI_LAST_BUS),
+        erst.table(layout.ERST),
+    ]
     if nodes:
         others.append(srat(nodes))
     blob = tables.lay_out(

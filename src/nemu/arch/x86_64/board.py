@@ -14,6 +14,8 @@ from nemu.arch.x86_64 import acpi, layout, vcpu, vm
 from nemu.arch.x86_64.cpuid import CpuModel
 from nemu.arch.x86_64.ioapic import IoApic
 from nemu.boot import loader
+from nemu.devices import pstore
+from nemu.devices.erst import ErrorRecordStore
 from nemu.devices.ged import GenericEventDevice
 from nemu.devices.power import PowerControl
 from nemu.devices.pvpanic import PanicEvent, PvPanic
@@ -30,11 +32,13 @@ if TYPE_CHECKING:
     from nemu.config import MachineConfig
     from nemu.interfaces import AmlSource, BusHandler, IrqLine, Pages
     from nemu.kvm.handles import System, Vcpu, Vm
+    from nemu.kvm.slots import MemorySlots
     from nemu.memory import GuestRam
 
     AddDevice: TypeAlias = Callable[[str, int, BusHandler, Pages], None]
 
 PAGE = layout.PAGE_SIZE
+LAST_WORDS = 40  # lines of a panicking kernel's log that are kept
 
 
 class Board:
@@ -83,7 +87,9 @@ class Board:
             vcpus.append(new)
         return vcpus
 
-    def add_devices(self, kvm_vm: Vm, bus: AddressSpace, ports: AddressSpace, serial: Chardev | None) -> None:
+    def add_devices(
+        self, kvm_vm: Vm, slots: MemorySlots, bus: AddressSpace, ports: AddressSpace, serial: Chardev | None
+    ) -> None:
         """The platform registers, the IOAPIC and, if asked for, the serial port."""
         machine = self._machine
         vm.drop_port_writes(kvm_vm, (layout.LEGACY_PCI_ADDRESS_PORT,))
@@ -103,6 +109,11 @@ class Board:
         pages = HostPages(PAGE)
         panic = PvPanic(pages, gpa=layout.PVPANIC, report=self._panicked)
         add("pvpanic", layout.PVPANIC, panic, pages)
+
+        pages, buffer = HostPages(PAGE), HostPages(layout.ERST_BUFFER_SIZE)
+        slots.map_pages(buffer, layout.ERST_BUFFER, readonly=False)
+        errors = ErrorRecordStore(pages, buffer, buffer_gpa=layout.ERST_BUFFER, report=self._error_recorded)
+        add("erst", layout.ERST, errors, pages)
 
         lines = self._lines(kvm_vm, add, with_serial=serial is not None)
         pages = HostPages(PAGE)
@@ -136,6 +147,13 @@ class Board:
             self._machine.finish(Outcome.PANIC)
         else:
             print("nemu: the guest panicked and starts its crash kernel", file=sys.stderr)
+
+    def _error_recorded(self, record: bytes) -> None:
+        """A kernel without a pvpanic driver says so too when it dies, and why."""
+        log = pstore.panic_log(record)
+        if log is not None:
+            self._machine.last_words = log[-LAST_WORDS:]
+            self._machine.finish(Outcome.PANIC)
 
     def boot(self, ram: GuestRam, first: Vcpu) -> None:
         """Write the ACPI tables, load the kernel and put the first CPU at its entry."""

@@ -44,6 +44,9 @@ PLATFORM_SIZE = 64 * KIB
 POWER = PLATFORM + 0x0000  # sleep control, sleep status, reset
 GED = PLATFORM + 0x1000  # generic event device: pending events, acknowledge
 PVPANIC = PLATFORM + 0x2000
+ERST = PLATFORM + 0x3000  # error record serialization: a panicking kernel's last words
+ERST_BUFFER = PLATFORM + 0x8000  # plain memory
+ERST_BUFFER_SIZE = 16 * KIB
 
 IOAPIC = 0xFEC0_0000
 LAPIC = 0xFEE0_0000
