@@ -100,6 +100,23 @@ def test_the_first_reason_counts(build: Build) -> None:
     assert machine.run() is Outcome.POWER_OFF
 
 
+def test_the_guest_does_not_run_on_behind_its_own_end(build: Build) -> None:
+    ran_on: list[str] = []
+
+    def power_off(_: FakeVcpu) -> bool:
+        machine.finish(Outcome.POWER_OFF)
+        return True
+
+    def more(_: FakeVcpu) -> bool:
+        ran_on.append("more")
+        return False
+
+    for _ in range(10):
+        machine = build((power_off, more), ())
+        assert machine.run() is Outcome.POWER_OFF
+    assert ran_on == []
+
+
 def test_many_cpus_that_end_it_at_once_give_one_outcome(build: Build) -> None:
     def power_off(_: FakeVcpu) -> bool:
         machine.finish(Outcome.POWER_OFF)

@@ -1,7 +1,6 @@
 """An interval map from addresses to device windows, for memory-mapped and for port I/O.
 
-Lookups take no lock (the sorted list is replaced, never changed in place); a caller holds
-the machine lock while a handler runs.  Every access that reaches this module is counted by
+Called with the machine lock held.  Every access that reaches this module is counted by
 register, because "how often does the guest leave the kernel" is a figure of the product.
 """
 
@@ -44,6 +43,7 @@ class AddressSpace:
         self._starts: list[int] = []
         self._placed: list[tuple[int, Window]] = []
         self._waiting: dict[Window, int] = {}
+        self._seen: dict[str, Window] = {}  # by name, for reports: every window that ever had an address
         self.counts: dict[tuple[str, int, bool], int] = {}
         self.unknown = 0
 
@@ -51,6 +51,7 @@ class AddressSpace:
 
     def place(self, window: Window, gpa: int) -> None:
         self.withdraw(window)
+        self._seen[window.name] = window
         if self._is_free(gpa, window.size):
             self._decode(window, gpa)
         else:
@@ -135,11 +136,9 @@ class AddressSpace:
 
     def counts_by_register(self) -> dict[str, int]:
         """Accesses by name, e.g. ``{"virtio-rng0 queue_select write": 3}``, most frequent first."""
-        windows = {window.name: window for _, window in self._placed}
-        windows.update({window.name: window for window in self._waiting})
         named: dict[str, int] = {}
         for (owner, offset, is_write), count in self.counts.items():
-            register = windows[owner].handler.register_name(offset) if owner in windows else f"{offset:#x}"
+            register = self._seen[owner].handler.register_name(offset) if owner else f"{offset:#x}"
             name = f"{owner or 'unknown'} {register} {'write' if is_write else 'read'}"
             named[name] = named.get(name, 0) + count
         return dict(sorted(named.items(), key=lambda item: -item[1]))

@@ -57,6 +57,8 @@ class VirtioConsole(VirtioDevice):
     def activate(self, features: int, queues: tuple[Queue | None, ...], transport: Transport) -> None:
         self._active = _Active(queues[RECEIVE], queues[TRANSMIT], transport)
         self.opened = True
+        if features & F_SIZE:
+            transport.config_changed()  # Linux reads the size only when it is told of a change
         self._receive()
 
     def notify(self, index: int) -> None:

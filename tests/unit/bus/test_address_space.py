@@ -132,7 +132,7 @@ def test_counts_are_named_by_register_and_sorted() -> None:
         ("one reg0x4 read", 3),
         ("unknown 0x40000 read", 2),
         ("one reg0x4 write", 1),
-        ("gone 0x10 read", 1),
+        ("gone reg0x10 read", 1),
     ]
 
 

@@ -62,7 +62,7 @@ class Rig:
         self.activate()
 
     def activate(self) -> None:
-        self.device.activate(F_SIZE, (self.input.queue(), self.output.queue()), self.transport)
+        self.device.activate(self.device.features, (self.input.queue(), self.output.queue()), self.transport)
 
 
 @pytest.fixture
@@ -141,10 +141,11 @@ def test_a_terminal_size_is_offered_and_follows_a_resize(ram: GuestRam, transpor
     rig = Rig(ram, transport, size=(80, 25))
     assert rig.device.features == F_SIZE
     assert struct.unpack_from("<HH", rig.device.config) == (80, 25)
+    assert transport.config_changes == 1  # a driver that starts is told to read it
     rig.backend.dimensions = (132, 50)
     rig.device.resized()
     assert struct.unpack_from("<HHII", rig.device.config) == (132, 50, 1, 0)
-    assert transport.config_changes == 1
+    assert transport.config_changes == 2
 
 
 def test_a_resize_before_the_driver_came_changes_what_it_will_read(ram: GuestRam) -> None:
