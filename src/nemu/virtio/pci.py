@@ -19,15 +19,22 @@ import os
 import struct
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum, auto
 from functools import partial
 from typing import TYPE_CHECKING
 
-from nemu.bus.regmap import RegisterMap, RegisterPage, ones
+from nemu.bus.regmap import ones
 from nemu.errors import GuestError
 from nemu.interfaces import Doorbell, Window
 from nemu.pci.msix import MAX_VECTORS, MsixTable, MsixVector
+from nemu.virtio.common_config import (
+    COMMON_MAP,
+    DRIVER_OK,
+    F_EVENT_IDX,
+    NEEDS_RESET,
+    NO_VECTOR,
+    CommonConfig,
+    QueueSetup,
+)
 from nemu.virtio.pci_cfg import ConfigAccess
 from nemu.virtio.queue import Queue
 
@@ -51,73 +58,7 @@ NOTIFY_MULTIPLIER = 4
 CAP_COMMON, CAP_NOTIFY, CAP_ISR, CAP_DEVICE = 1, 2, 3, 4
 CAP_VENDOR = 0x09
 
-# 2.1 device status
-ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, FAILED = 1, 2, 4, 8, 64, 128
-STATUS_BITS = ACKNOWLEDGE | DRIVER | DRIVER_OK | FEATURES_OK | FAILED
-
-# 6 feature bits of the transport
-F_INDIRECT_DESC, F_EVENT_IDX, F_VERSION_1 = 1 << 28, 1 << 29, 1 << 32
-TRANSPORT_FEATURES = F_INDIRECT_DESC | F_EVENT_IDX | F_VERSION_1
-
-NO_VECTOR = 0xFFFF
 ISR_QUEUE, ISR_CONFIG = 1, 2
-
-
-class Reg(Enum):
-    """4.1.4.3 common configuration structure."""
-
-    DEVICE_FEATURE_SELECT = auto()
-    DEVICE_FEATURE = auto()
-    DRIVER_FEATURE_SELECT = auto()
-    DRIVER_FEATURE = auto()
-    CONFIG_MSIX_VECTOR = auto()
-    NUM_QUEUES = auto()
-    DEVICE_STATUS = auto()
-    CONFIG_GENERATION = auto()
-    QUEUE_SELECT = auto()
-    QUEUE_SIZE = auto()
-    QUEUE_MSIX_VECTOR = auto()
-    QUEUE_ENABLE = auto()
-    QUEUE_NOTIFY_OFF = auto()
-    QUEUE_DESC = auto()
-    QUEUE_DRIVER = auto()
-    QUEUE_DEVICE = auto()
-
-
-COMMON_MAP = RegisterMap(
-    [
-        (Reg.DEVICE_FEATURE_SELECT, 0x00, 4),
-        (Reg.DEVICE_FEATURE, 0x04, 4),
-        (Reg.DRIVER_FEATURE_SELECT, 0x08, 4),
-        (Reg.DRIVER_FEATURE, 0x0C, 4),
-        (Reg.CONFIG_MSIX_VECTOR, 0x10, 2),
-        (Reg.NUM_QUEUES, 0x12, 2),
-        (Reg.DEVICE_STATUS, 0x14, 1),
-        (Reg.CONFIG_GENERATION, 0x15, 1),
-        (Reg.QUEUE_SELECT, 0x16, 2),
-        (Reg.QUEUE_SIZE, 0x18, 2),
-        (Reg.QUEUE_MSIX_VECTOR, 0x1A, 2),
-        (Reg.QUEUE_ENABLE, 0x1C, 2),
-        (Reg.QUEUE_NOTIFY_OFF, 0x1E, 2),
-        (Reg.QUEUE_DESC, 0x20, 8),
-        (Reg.QUEUE_DRIVER, 0x28, 8),
-        (Reg.QUEUE_DEVICE, 0x30, 8),
-    ],
-    size=0x38,
-)
-
-
-@dataclass(slots=True)
-class QueueSetup:
-    """What the driver wrote about one queue, not yet believed."""
-
-    max_size: int
-    size: int
-    vector: int = NO_VECTOR
-    enabled: bool = False
-    desc: int = 0
-    driver: int = 0
-    device: int = 0
 
 
 class VirtioPci:
@@ -139,10 +80,7 @@ class VirtioPci:
         self._memory = memory
         self._loop = loop
         self._view = pages.view
-        self._page = RegisterPage(COMMON_MAP, pages.view[COMMON : COMMON + COMMON_MAP.size])
-        self._features = device.features | TRANSPORT_FEATURES
         self._isr = 0
-        self._active = False
         self._draining = False  # the device was told to let go and has I/O in flight
         self._resetting = False
         self._logged = False
@@ -151,7 +89,14 @@ class VirtioPci:
         pages.view[MSIX_TABLE:] = bytes(PAGES_SIZE - MSIX_TABLE)
         self._msix = MsixTable(count, pages.view[MSIX_TABLE:MSIX_PENDING], pages.view[MSIX_PENDING:], router)
         self._doorbells = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in device.queue_sizes]
-        self._to_power_on()
+        self._common = CommonConfig(
+            pages.view[COMMON : COMMON + COMMON_MAP.size],
+            features=device.features,
+            queue_sizes=device.queue_sizes,
+            vectors=count,
+            status_written=self._set_status,
+        )
+        self._show_config()
         self.function = host.add_function(
             slot,
             vendor=VENDOR_ID,
@@ -191,7 +136,7 @@ class VirtioPci:
 
     def write(self, offset: int, width: int, value: int) -> None:
         if offset < COMMON_MAP.size:
-            self._page.write(offset, width, value, self._store)
+            self._common.write(offset, width, value)
         elif DEVICE_CONFIG <= offset < DEVICE_CONFIG + len(self.device.config):
             self.device.write_config(offset - DEVICE_CONFIG, width, value)
             self._show_config()
@@ -212,115 +157,31 @@ class VirtioPci:
             return f"notify{(offset - NOTIFY) // NOTIFY_MULTIPLIER}"
         return "isr" if offset == ISR else f"{offset:#x}"
 
-    # --- common configuration ----------------------------------------------------------------
-
-    def _to_power_on(self) -> None:
-        page = self._page
-        for register in Reg:
-            page[register] = 0
-        self._driver_features = 0
-        self._queues = [QueueSetup(size, size) for size in self.device.queue_sizes]
-        page[Reg.NUM_QUEUES] = len(self._queues)
-        page[Reg.CONFIG_MSIX_VECTOR] = NO_VECTOR
-        page[Reg.DEVICE_FEATURE] = self._features & 0xFFFF_FFFF
-        self._isr = 0
-        self._show_queue()
-        self._show_config()
-
     def _show_config(self) -> None:
         config = self.device.config
         self._view[DEVICE_CONFIG : DEVICE_CONFIG + len(config)] = config
 
-    def _show_queue(self) -> None:
-        """Put the selected queue into the page; a queue that does not exist has size 0."""
-        page, selected = self._page, self._page[Reg.QUEUE_SELECT]
-        queue = self._queues[selected] if selected < len(self._queues) else QueueSetup(0, 0)
-        page[Reg.QUEUE_SIZE] = queue.size
-        page[Reg.QUEUE_MSIX_VECTOR] = queue.vector
-        page[Reg.QUEUE_ENABLE] = int(queue.enabled)
-        page[Reg.QUEUE_NOTIFY_OFF] = selected if queue.max_size else 0
-        page[Reg.QUEUE_DESC] = queue.desc
-        page[Reg.QUEUE_DRIVER] = queue.driver
-        page[Reg.QUEUE_DEVICE] = queue.device
-
-    def _store(self, register: Reg, value: int) -> None:
-        page = self._page
-        match register:
-            case Reg.DEVICE_STATUS:
-                self._set_status(value)
-            case Reg.DEVICE_FEATURE_SELECT:
-                page[register] = value
-                page[Reg.DEVICE_FEATURE] = (self._features >> 32 * value) & 0xFFFF_FFFF if value < 2 else 0
-            case Reg.DRIVER_FEATURE_SELECT:
-                page[register] = value
-                page[Reg.DRIVER_FEATURE] = (
-                    (self._driver_features >> 32 * value) & 0xFFFF_FFFF if value < 2 else 0
-                )
-            case Reg.DRIVER_FEATURE:
-                self._set_driver_features(page[Reg.DRIVER_FEATURE_SELECT], value)
-            case Reg.CONFIG_MSIX_VECTOR:
-                page[register] = self._checked_vector(value)
-            case Reg.QUEUE_SELECT:
-                page[register] = value
-                self._show_queue()
-            case _:
-                selected = page[Reg.QUEUE_SELECT]
-                if selected < len(self._queues) and not self._active:
-                    self._store_queue(self._queues[selected], register, value)
-                    self._show_queue()
-
-    def _set_driver_features(self, select: int, value: int) -> None:
-        if select < 2 and not self._page[Reg.DEVICE_STATUS] & FEATURES_OK:
-            kept = self._driver_features & ~(0xFFFF_FFFF << 32 * select)
-            self._driver_features = kept | value << 32 * select
-            self._page[Reg.DRIVER_FEATURE] = value
-
-    def _store_queue(self, queue: QueueSetup, register: Reg, value: int) -> None:
-        match register:
-            case Reg.QUEUE_SIZE:
-                queue.size = value
-            case Reg.QUEUE_MSIX_VECTOR:
-                queue.vector = self._checked_vector(value)
-            case Reg.QUEUE_ENABLE:
-                queue.enabled = queue.enabled or value == 1  # 4.1.4.3.2: the driver never writes 0
-            case Reg.QUEUE_DESC:
-                queue.desc = value
-            case Reg.QUEUE_DRIVER:
-                queue.driver = value
-            case Reg.QUEUE_DEVICE:
-                queue.device = value
-
-    def _checked_vector(self, value: int) -> int:
-        return value if value < len(self._msix.vectors) else NO_VECTOR
-
     # --- life of the device -------------------------------------------------------------------
 
     def _set_status(self, value: int) -> None:
-        status = self._page[Reg.DEVICE_STATUS]
+        """The driver wrote ``value``; while a reset waits for I/O in flight nothing else counts."""
         if value == 0:
-            self._reset()
-            return
-        added = value & STATUS_BITS & ~status
-        if added & FEATURES_OK:
-            wanted = self._driver_features
-            if wanted & ~self._features or not wanted & F_VERSION_1:
-                added &= ~(FEATURES_OK | DRIVER_OK)
-        if added & DRIVER_OK and not (status | added) & FEATURES_OK:
-            added &= ~DRIVER_OK
-        self._page[Reg.DEVICE_STATUS] = status | added
-        if added & DRIVER_OK and not status & NEEDS_RESET:
+            self._resetting = True
+            self._deactivate()
+        elif not self._resetting and self._common.negotiate(value) & DRIVER_OK:
             self._activate()
 
     def _activate(self) -> None:
-        self._active = True
+        common = self._common
+        common.active = True
         try:
-            queues = tuple(self._build_queue(setup) if setup.enabled else None for setup in self._queues)
-            self.device.activate(self._driver_features, queues, self)
+            queues = tuple(self._build_queue(setup) if setup.enabled else None for setup in common.queues)
+            self.device.activate(common.driver_features, queues, self)
         except GuestError as error:
             self.stop(error)
             return
         for index, queue in enumerate(queues):
-            if queue is not None and self._active:  # the device may have stopped itself already
+            if queue is not None and common.active:  # the device may have stopped itself already
                 self._loop.add_reader(self._doorbells[index], partial(self._notified, index))
 
     def _build_queue(self, setup: QueueSetup) -> Queue:
@@ -330,7 +191,7 @@ class VirtioPci:
             desc=setup.desc,
             avail=setup.driver,
             used=setup.device,
-            event_idx=bool(self._driver_features & F_EVENT_IDX),
+            event_idx=bool(self._common.driver_features & F_EVENT_IDX),
             interrupt=self._interrupt(setup.vector),
             max_size=setup.max_size,
         )
@@ -355,13 +216,8 @@ class VirtioPci:
         except GuestError as error:
             self.stop(error)
 
-    def _reset(self) -> None:
-        """The driver wrote 0.  It reads 0 only when no I/O of the device is in flight (4.1.4.3.1)."""
-        self._resetting = True
-        self._deactivate()
-
     def _deactivate(self) -> None:
-        self._active = False
+        self._common.active = False
         for doorbell in self._doorbells:
             self._loop.remove_reader(doorbell)
         # A driver may reset in a loop, or reset a device that was stopped: one end is waited for.
@@ -372,31 +228,33 @@ class VirtioPci:
     def _drained(self) -> None:
         self._draining = False
         if self._resetting:
+            # Only now does the driver read 0: no I/O touches its memory any more (4.1.4.3.1).
             self._resetting = False
-            self._to_power_on()
+            self._isr = 0
+            self._show_config()
+            self._common.power_on()
 
     # --- Transport ------------------------------------------------------------------------------
 
     def config_changed(self) -> None:
-        page = self._page
-        # Odd steps would do as well: a driver that saw a part of the change sees another generation.
-        page[Reg.CONFIG_GENERATION] = (page[Reg.CONFIG_GENERATION] + 1) & 0xFF
+        # Twice: a driver that saw a part of the change sees another generation than before it.
+        self._common.next_generation()
         self._show_config()
-        page[Reg.CONFIG_GENERATION] = (page[Reg.CONFIG_GENERATION] + 1) & 0xFF
+        self._common.next_generation()
         self._interrupt_config()
 
     def stop(self, error: GuestError) -> None:
-        if self._page[Reg.DEVICE_STATUS] & NEEDS_RESET:
+        if self._common.status & NEEDS_RESET:
             return
         if not self._logged:
             self._logged = True
             print(f"nemu: {self.device.name} stopped: {error}", file=sys.stderr)
-        self._page[Reg.DEVICE_STATUS] |= NEEDS_RESET
+        self._common.status |= NEEDS_RESET
         self._deactivate()
         self._interrupt_config()
 
     def _interrupt_config(self) -> None:
-        vector = self._page[Reg.CONFIG_MSIX_VECTOR]
+        vector = self._common.config_vector
         if vector == NO_VECTOR:
             self._isr |= ISR_CONFIG
         else:
