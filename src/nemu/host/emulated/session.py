@@ -1,0 +1,226 @@
+"""``nemu run --host emulated``: the same run, inside.
+
+The user's files are attached or copied in, ``nemu run --host native`` runs inside, and its terminal,
+streams, signals, exit status and report are the user's.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from nemu.errors import ConfigError
+from nemu.host.emulated import wire
+from nemu.host.emulated.client import Job, JobError
+from nemu.host.emulated.host import PATH, Host
+
+if TYPE_CHECKING:
+    from nemu.config import ChardevConfig, MachineConfig, RunOptions
+
+MIB = 1 << 20
+INSIDE = "/run/nemu"
+TIMED_OUT = 4
+GRACE = 15.0  # seconds after --timeout until the emulated host itself is given up
+OVERHEAD = 384  # MiB: the kernel and the programs of the emulated host
+SMALLEST = 1024  # MiB
+_PATIENCE = 3  # signals after which nobody is asked any more
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def run(config: MachineConfig, options: RunOptions) -> int:
+    """Run ``config`` in an emulated host; gives the exit status.  Raises ConfigError and HostError."""
+    _refuse_taps(config)
+    with ExitStack() as stack:
+        _lock_disks(config, stack)
+        files = {f"{INSIDE}/{name}": path for name in ("kernel", "initrd") if (path := getattr(config, name))}
+        host = stack.enter_context(Host(files=files, memory=_memory(config)))
+        session = _Session(host, config, stack)
+        return session.run(options)
+
+
+def _refuse_taps(config: MachineConfig) -> None:
+    for net in config.nets:
+        if net.backend != "user":
+            value = f"tap={net.tap}" if net.backend == "tap" else f"fd={net.fd}"
+            raise ConfigError(
+                "--net", value, "the emulated host cannot reach it; use --net user, or a host with KVM"
+            )
+
+
+def _lock_disks(config: MachineConfig, stack: ExitStack) -> None:
+    """Open and lock the disks as a native run does, with the same complaints."""
+    from nemu.backends.disk import Disk
+
+    for disk in config.disks:
+        stack.callback(Disk(disk.path, disk.readonly).close)
+
+
+def _memory(config: MachineConfig) -> int:
+    """MiB for the emulated host: enough for the guest in a few round sizes, but not more than is here.
+
+    Beyond that the guest's RAM is still as large as asked for; it is taken as the guest touches it.
+    """
+    needed = config.memory // MIB + OVERHEAD
+    step = SMALLEST if needed <= 4 * SMALLEST else 4 * SMALLEST
+    here = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MIB
+    return max(SMALLEST, min(-(-needed // step) * step, here // SMALLEST * SMALLEST))
+
+
+class _Session:
+    """One run inside ``host``; what is opened here is closed by ``stack``."""
+
+    def __init__(self, host: Host, config: MachineConfig, stack: ExitStack) -> None:
+        self._host = host
+        self._stack = stack
+        self._outputs: list[str] = []
+        self._sinks: dict[int, wire.Sink] = {}
+        self._signals = 0
+        self._stdio = "stdio" in (config.console.kind, config.serial.kind)
+        disks = tuple(replace(disk, path=host.attach(disk.path, disk.readonly)) for disk in config.disks)
+        self._config = replace(
+            config,
+            kernel=config.kernel and f"{INSIDE}/kernel",
+            initrd=config.initrd and f"{INSIDE}/initrd",
+            disks=disks,
+            console=self._chardev("--console", config.console),
+            serial=self._chardev("--serial", config.serial),
+        )
+
+    def run(self, options: RunOptions) -> int:
+        machine, report = f"{INSIDE}/machine.json", f"{INSIDE}/report.json"
+        self._host.put(self._config.to_json().encode(), machine)
+        argv = ["run", "--host", "native", "--machine-json", machine]
+        argv += ["--timeout", str(options.timeout)] if options.timeout else []
+        argv += ["--report", report] if options.report else []
+        job = self._start(argv)
+        try:
+            status = job.wait(options.timeout + GRACE if options.timeout else None)
+        except TimeoutError:
+            return TIMED_OUT
+        if options.report:
+            self._fetch_report(report, options.report)
+        return status
+
+    def _start(self, argv: list[str]) -> Job:
+        from nemu.backends.stdio import RawTerminal, is_our_terminal
+
+        terminals = []
+        sources = {}
+        if self._stdio and (is_our_terminal(0) or not os.isatty(0)):
+            sources[0] = wire.Source(0, owned=False)
+            if os.isatty(0):
+                terminals.append(0)
+                self._stack.callback(RawTerminal(0).restore)
+        if os.isatty(1):
+            terminals.append(1)
+        sinks = {stream: wire.Sink(stream, owned=False) for stream in (1, 2)}
+        request: dict[str, Any] = {
+            "what": "spawn",
+            "module": "nemu",
+            "arguments": argv,
+            "path": PATH,
+            "outputs": self._outputs,
+            "env": {name: os.environ[name] for name in ("TERM", "NEMU_DEBUG") if name in os.environ},
+        }
+        if terminals:
+            request["terminal"] = {"streams": terminals, "size": _window_size()}
+        job = self._host.client.start(request, sources, {**sinks, **self._sinks})
+        self._forward_signals(job)
+        return job
+
+    def _forward_signals(self, job: Job) -> None:
+        """Signals to this process go to the one inside; a change of the window's size too."""
+        received, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+        def forward() -> None:
+            for number in os.read(received, 64):
+                if number == signal.SIGWINCH:
+                    job.resize(*_window_size())
+                elif number in _FORWARDED:
+                    self._signals += 1
+                    if self._signals > _PATIENCE:
+                        raise SystemExit(128 + number)
+                    job.signal(number)
+
+        for number in (*_FORWARDED, signal.SIGWINCH):
+            old = signal.signal(number, lambda number, frame: None)
+            self._stack.callback(signal.signal, number, old)
+        self._stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(wake, warn_on_full_buffer=False))
+        self._host.client.pump.watched[received] = forward
+
+    def _chardev(self, option: str, chardev: ChardevConfig) -> ChardevConfig:
+        """The same back end inside; its bytes come out to the user's file or socket."""
+        inside = f"{INSIDE}/{option.lstrip('-')}"
+        if chardev.kind == "file":
+            self._outputs.append(inside)
+            self._sinks[3 + len(self._outputs)] = wire.Sink(_create(option, chardev.path))
+            return replace(chardev, path=inside)
+        if chardev.kind == "socket":
+            self._listen(option, chardev.path, inside)
+            return replace(chardev, path=inside)
+        return chardev
+
+    def _listen(self, option: str, path: str, inside: str) -> None:
+        """Each client that connects to ``path`` is connected to the socket ``inside``."""
+        import socket
+
+        from nemu.backends.chardev_socket import remove_stale
+
+        listener = self._stack.enter_context(
+            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        )
+        remove_stale(path, option)
+        try:
+            listener.bind(path)
+        except OSError as error:
+            raise ConfigError(option, f"socket={path}", f"cannot listen: {error.strerror}") from None
+        self._stack.callback(_unlink, path)
+        listener.listen(4)
+
+        def accept() -> None:
+            connection, _ = listener.accept()
+            source, sink = wire.Source(os.dup(connection.fileno())), wire.Sink(connection.detach())
+            job = self._host.client.start({"what": "connect", "path": inside}, {}, {1: sink})
+            job.on_ready = lambda: job.add_source(0, source)
+
+        self._host.client.pump.watched[listener.fileno()] = accept
+
+    def _fetch_report(self, inside: str, path: str) -> None:
+        try:
+            text = self._host.get(inside)
+        except JobError:
+            return  # the run ended before there was anything to report, and has said why
+        try:
+            with open(path, "wb") as file:
+                file.write(text)
+        except OSError as error:
+            raise ConfigError("--report", path, str(error.strerror)) from None
+
+
+def _window_size() -> list[int]:
+    """Rows and columns of the terminal."""
+    for descriptor in (1, 0):
+        try:
+            size = os.get_terminal_size(descriptor)
+        except OSError:
+            continue
+        return [size.lines, size.columns]
+    return [24, 80]
+
+
+def _create(option: str, path: str) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise ConfigError(option, f"file={path}", f"cannot open it for writing: {error.strerror}") from None
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError as error:
+        print(f"nemu: cannot remove {path}: {error.strerror}", file=sys.stderr)

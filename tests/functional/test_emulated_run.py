@@ -1,0 +1,261 @@
+"""``nemu run --host emulated`` behaves as a native run: streams, terminal, signals, status, disks, report."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from nemu.host import guest
+
+COMMAND = [sys.executable, "-m", "nemu", "run", "--host", "emulated"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src")}
+SHORT = 60.0  # seconds: how long one boot may take where others compute too
+
+
+def run(*options: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [*COMMAND, *options], input=stdin, env=ENVIRONMENT, capture_output=True, timeout=SHORT, check=False
+    )
+
+
+def in_guest(command: str) -> list[str]:
+    return ["--append", guest.run_option(command)]
+
+
+@contextmanager
+def start(*options: str, stdin: int = subprocess.DEVNULL) -> Iterator[subprocess.Popen[bytes]]:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [*COMMAND, *options], env=ENVIRONMENT, stdin=stdin, stdout=pipe, stderr=pipe
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def state(pid: int) -> list[str]:
+    """The state, the parent and what follows in /proc/PID/stat; a zombie without parent when it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ["Z", ""]
+    return text.rpartition(")")[2].split()
+
+
+def children(pid: int) -> list[int]:
+    """The processes that have ``pid`` as parent."""
+    processes = map(int, filter(str.isdigit, os.listdir("/proc")))
+    return [process for process in processes if state(process)[1] == str(pid)]
+
+
+def is_gone(pid: int) -> bool:
+    return state(pid)[0] == "Z"
+
+
+def wait_for(process: subprocess.Popen[bytes], text: bytes) -> None:
+    """Read standard output of ``process`` until ``text`` has come."""
+    assert process.stdout is not None
+    seen = b""
+    deadline = time.monotonic() + SHORT
+    while text not in seen:
+        assert time.monotonic() < deadline, seen
+        if select.select([process.stdout], [], [], 1)[0]:
+            data = os.read(process.stdout.fileno(), 4096)
+            assert data, f"ended after {seen!r}: {process.stderr.read() if process.stderr else b''!r}"
+            seen += data
+
+
+class Terminal:
+    """A process on a pseudo-terminal of its own, and what it has shown."""
+
+    def __init__(self, argv: Sequence[str], rows: int, columns: int) -> None:
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            os.execve(argv[0], list(argv), ENVIRONMENT)
+        self.shown = b""
+        self.resize(rows, columns)
+        self.attributes = termios.tcgetattr(self.fd)
+
+    def resize(self, rows: int, columns: int) -> None:
+        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("<HHHH", rows, columns, 0, 0))
+
+    def expect(self, pattern: bytes) -> None:
+        deadline = time.monotonic() + SHORT
+        while not re.search(pattern, self.shown):
+            assert time.monotonic() < deadline, self.shown
+            if select.select([self.fd], [], [], 1)[0]:
+                try:
+                    self.shown += os.read(self.fd, 4096)
+                except OSError:
+                    pytest.fail(f"ended: {self.shown!r}")
+        self.shown = b""
+
+    def wait(self) -> int:
+        """Its exit status, reading what it still shows."""
+        deadline = time.monotonic() + SHORT
+        while True:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            assert time.monotonic() < deadline
+            if select.select([self.fd], [], [], 0.1)[0]:
+                try:
+                    os.read(self.fd, 4096)
+                except OSError:
+                    time.sleep(0.05)
+
+
+def test_disks_report_and_status_are_the_users(tmp_path: Path) -> None:
+    writable, readonly, report = tmp_path / "w.img", tmp_path / "r.img", tmp_path / "report.json"
+    writable.write_bytes(bytes(1 << 20))
+    readonly.write_bytes(b"precious".ljust(4096, b"."))
+    command = (
+        "head -c 8 /dev/vdb; echo; echo fresh >/dev/vda; sync; "
+        "echo gone >/dev/vdb || echo refused; nproc; false"
+    )
+    disks = ["--disk", str(writable), "--disk", f"{readonly},readonly=on"]
+    done = run(*disks, "--cpus", "2", "--report", str(report), *in_guest(command))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.replace(b"\r", b"").splitlines()
+    assert lines[0] == b"precious"
+    assert lines[-3:] == [b"refused", b"2", b"nemu.status 1"]
+    assert writable.read_bytes().startswith(b"fresh\n")
+    assert readonly.read_bytes() == b"precious".ljust(4096, b".")
+    written = json.loads(report.read_text())
+    assert written["outcome"] == "power_off"
+    assert written["exits"]["total"] > 0
+
+
+def test_a_panic_is_status_3_and_the_console_file_tells_why(tmp_path: Path) -> None:
+    console = tmp_path / "console.txt"
+    done = run("--console", f"file={console}", *in_guest("echo c >/proc/sysrq-trigger"))
+    assert done.returncode == 3
+    assert b"Kernel panic" in console.read_bytes()
+    assert done.stdout == b""
+
+
+def test_the_time_limit_is_status_4() -> None:
+    begin = time.monotonic()
+    assert run("--timeout", "5", *in_guest("sleep 1000")).returncode == 4
+    assert time.monotonic() - begin < 30
+
+
+def test_typed_input_reaches_the_guest_through_a_pipe() -> None:
+    with start(*in_guest("echo ready; read -r line; echo got $line"), stdin=subprocess.PIPE) as process:
+        wait_for(process, b"ready")  # Linux drops what comes before its console is set up
+        assert b"got something" in process.communicate(b"something\n", timeout=SHORT)[0]
+
+
+def test_a_terminal_keeps_its_size_and_its_mode() -> None:
+    terminal = Terminal([*COMMAND, "--append", "nemu.shell"], 40, 132)
+    terminal.expect(rb"# ")
+    terminal.resize(30, 100)
+    os.write(terminal.fd, b"sleep 1; stty size\n")
+    terminal.expect(rb"30 100")
+    os.write(terminal.fd, b"sleep 1000\n")
+    time.sleep(0.5)
+    os.write(terminal.fd, b"\x03echo inter''rupted\n")
+    terminal.expect(rb"interrupted")
+    os.write(terminal.fd, b"\x01x")
+    assert terminal.wait() == 0
+    assert termios.tcgetattr(terminal.fd) == terminal.attributes
+    os.close(terminal.fd)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_presses_the_power_button(number: int) -> None:
+    with start(*in_guest("echo ready; sleep 1000")) as process:
+        wait_for(process, b"ready")
+        (qemu,) = children(process.pid)
+        process.send_signal(number)
+        assert process.wait(SHORT) == 0
+        assert is_gone(qemu)
+
+
+def test_a_guest_that_ignores_the_power_button_ends_at_the_second_signal() -> None:
+    with start(*in_guest("kill $(cat /run/acpid.pid); echo ready; sleep 1000")) as process:
+        wait_for(process, b"ready")
+        process.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SHORT) == 128 + signal.SIGTERM
+
+
+def test_nothing_survives_the_sudden_death_of_nemu() -> None:
+    with start(*in_guest("echo ready; sleep 1000")) as process:
+        wait_for(process, b"ready")
+        (qemu,) = children(process.pid)
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 10
+        while not is_gone(qemu):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_the_console_is_a_socket_for_one_client_after_another(tmp_path: Path) -> None:
+    path = tmp_path / "console"
+    with start(
+        "--console", f"socket={path}", *in_guest("while read -r l; do echo reply $l; done")
+    ) as process:
+        deadline = time.monotonic() + SHORT
+        for word in (b"first", b"second"):
+            with socket.socket(socket.AF_UNIX) as client:
+                while client.connect_ex(str(path)):
+                    assert time.monotonic() < deadline
+                    time.sleep(0.1)
+                client.settimeout(1)
+                seen = b""
+                while b"reply " + word not in seen:
+                    assert time.monotonic() < deadline, seen
+                    client.sendall(word + b"\n")
+                    try:
+                        seen += client.recv(4096)
+                    except TimeoutError:
+                        continue
+        process.terminate()
+        assert process.wait(SHORT) == 0
+        assert not path.exists()
+
+
+def test_two_runs_at_once_do_not_disturb_each_other() -> None:
+    with start(*in_guest("echo one")) as first, start(*in_guest("echo two")) as second:
+        assert b"one" in first.communicate(timeout=SHORT)[0]
+        assert b"two" in second.communicate(timeout=SHORT)[0]
+        assert (first.returncode, second.returncode) == (0, 0)
+
+
+def test_a_disk_in_use_is_refused_as_natively(tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(4096))
+    with image.open("rb+") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        done = run("--disk", str(image))
+    assert done.returncode == 2
+    assert done.stderr.decode().count("\n") == 1
+    assert str(image) in done.stderr.decode()
+
+
+def test_a_tap_is_refused_in_one_line() -> None:
+    done = run("--net", "tap=tap0")
+    assert done.returncode == 2
+    assert done.stderr.decode().count("\n") == 1
+    assert "--net tap=tap0" in done.stderr.decode()
