@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -189,6 +191,14 @@ def test_the_same_table_for_every_cpu_but_its_id(leaves: dict[tuple[int, int], L
     first, second = tables(leaves, 2)
     different = {function for function, index in first if first[function, index] != second[function, index]}
     assert different <= {1, 0xB, 0x1F, 0x8000_001E}
+
+
+def test_the_cpu_is_called_what_the_host_calls_it() -> None:
+    empty = {(0x8000_0000 + number, 0): (0, 0, 0, 0) for number in (2, 3, 4)}
+    (table,) = tables({**AMD, **empty}, 1)
+    brand = b"".join(struct.pack("<4I", *table[key]) for key in sorted(empty)).rstrip(b"\0").decode()
+    assert brand
+    assert f": {brand}" in Path("/proc/cpuinfo").read_text()
 
 
 @pytest.mark.parametrize(

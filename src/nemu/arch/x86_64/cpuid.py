@@ -6,6 +6,7 @@ Documentation/virt/kvm/x86/cpuid.rst.
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, Any
 
 from nemu.arch.x86_64 import abi
@@ -38,6 +39,7 @@ class CpuModel:
         self._cpus = cpus
         self._id_bits = (cpus - 1).bit_length()
         self._entries = _supported(system)
+        self._brand = _host_brand()
 
     @property
     def physical_bits(self) -> int:
@@ -86,6 +88,10 @@ class CpuModel:
                 entry.eax = _HYPERVISOR_TIMING
             case 0x8000_0001:
                 entry.ecx = entry.ecx & ~_ECX_CMP_LEGACY | (_ECX_CMP_LEGACY if others else 0)
+            case 0x8000_0002 | 0x8000_0003 | 0x8000_0004:  # KVM leaves the name empty
+                start = 16 * (entry.function - 0x8000_0002)
+                registers = struct.unpack("<4I", self._brand[start : start + 16])
+                entry.eax, entry.ebx, entry.ecx, entry.edx = registers
             case 0x8000_0008:  # ECX 7:0 cores less one, 15:12 bits of the APIC id (AMD; reserved on Intel)
                 if self._is_amd:
                     entry.ecx = others & 0xFF | self._id_bits << 12
@@ -123,6 +129,17 @@ def _supported(system: System) -> list[Any]:
     if not table.head.nent:
         raise HostError("KVM_GET_SUPPORTED_CPUID gave no entry")
     return list(table.entries[: table.head.nent])
+
+
+def _host_brand() -> bytes:
+    """The name of the host's CPU as leaves 0x80000002 to 4 have it: 48 bytes, with a final NUL."""
+    try:
+        with open("/proc/cpuinfo", "rb", buffering=0) as file:
+            text = file.read(4096)  # the first CPU's part; all of it takes long on a large host
+    except OSError:
+        text = b""
+    found = text.partition(b"model name")[2].partition(b"\n")[0].partition(b":")[2].strip()
+    return found[:47].ljust(48, b"\0")
 
 
 def _entry(function: int, index: int | None = None, **registers: int) -> abi.kvm_cpuid_entry2:
