@@ -27,8 +27,6 @@ IFF_NO_PI = 0x1000
 IFF_VNET_HDR = 0x4000
 TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN = 1, 2, 4, 8
 # linux/sockios.h, linux/if.h
-SIOCGIFFLAGS, SIOCSIFFLAGS = 0x8913, 0x8914
-IFF_UP = 1
 
 # virtio 1.2, 5.1.3
 F_CSUM, F_GUEST_CSUM = 1 << 0, 1 << 1
@@ -99,8 +97,14 @@ class Tap:
             self.fd = -1
 
 
+_CREATE = "try: sudo ip tuntap add {} mode tap user $USER"
+
+
 def open_tap(name: str, option: str = "--net") -> Tap:
-    """Attach to tap ``name``, or create it where that is permitted.  Raises ConfigError, HostError."""
+    """Attach to the tap ``name``.  Raises ConfigError, HostError.
+
+    One that does not exist is not made, though root could: it would be connected to nothing.
+    """
     value = f"tap={name}"
     if not 0 < len(name.encode()) < 16 or any(c in "/%:" or c.isspace() for c in name):
         raise ConfigError(option, value, "is no interface name (1 to 15 characters, no space, / : or %)")
@@ -108,16 +112,18 @@ def open_tap(name: str, option: str = "--net") -> Tap:
         fd = os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise HostError(f"{option} {value}: {DEVICE}: {error.strerror}; {_remedy(error)}") from error
-    existed = os.path.exists(f"/sys/class/net/{name}")
     try:
+        if not os.path.exists(f"/sys/class/net/{name}"):
+            raise ConfigError(option, value, f"no such interface; {_CREATE.format(name)}")
         request = _IFREQ.pack(name.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)
         fcntl.ioctl(fd, TUNSETIFF, request)
-        if not existed:
-            _bring_up(name)
         return Tap(fd, name, header=True)
     except OSError as error:
         os.close(fd)
-        raise ConfigError(option, value, _attach_problem(error, name, existed=existed)) from error
+        raise ConfigError(option, value, _attach_problem(error, name)) from error
+    except ConfigError:
+        os.close(fd)
+        raise
 
 
 def inherited_tap(fd: int, option: str = "--net") -> Tap:
@@ -136,31 +142,18 @@ def inherited_tap(fd: int, option: str = "--net") -> Tap:
         raise ConfigError(option, value, problem) from error
 
 
-def _bring_up(name: str) -> None:
-    """A tap that we have made is down, and nobody else could bring it up in time."""
-    import socket
-
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        request = _IFREQ.pack(name.encode(), 0)
-        _, flags = _IFREQ.unpack(fcntl.ioctl(control, SIOCGIFFLAGS, request))
-        fcntl.ioctl(control, SIOCSIFFLAGS, _IFREQ.pack(name.encode(), flags | IFF_UP))
-
-
 def _remedy(error: OSError) -> str:
     if error.errno in {errno.EACCES, errno.EPERM}:
         return f"needs read and write permission on {DEVICE}"
     return "try: modprobe tun"
 
 
-def _attach_problem(error: OSError, name: str, *, existed: bool) -> str:
-    remedy = f"try: sudo ip tuntap add {name} mode tap user $USER"
+def _attach_problem(error: OSError, name: str) -> str:
     match error.errno:
         case errno.EBUSY:
             return "is in use by another program"
-        case errno.EPERM | errno.EACCES if existed:
-            return f"belongs to another user; {remedy}"
         case errno.EPERM | errno.EACCES:
-            return f"no such tap, and no permission to make it; {remedy}"
-        case errno.EINVAL if existed:
+            return f"belongs to another user; {_CREATE.format(name)}"
+        case errno.EINVAL:
             return "is not a tap interface of one queue"
     return f"cannot attach: {error.strerror}"

@@ -7,6 +7,7 @@ import fcntl
 import os
 import socket
 import struct
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -52,11 +53,18 @@ def may_make_taps() -> bool:
 needs_tap = pytest.mark.skipif(not may_make_taps(), reason="may not make a tap interface here (needs root)")
 
 
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True)
+
+
 @pytest.fixture
 def tap() -> Iterator[Tap]:
+    ip("tuntap", "add", NAME, "mode", "tap")
+    ip("link", "set", NAME, "up")
     opened = open_tap(NAME)
     yield opened
     opened.close()
+    ip("link", "delete", NAME)
 
 
 @pytest.fixture
@@ -142,7 +150,7 @@ def test_a_tap_without_the_offload_header_works_without_offloads(wire: socket.so
     name = NAME[:-1] + "p"
     fd = os.open("/dev/net/tun", os.O_RDWR)
     fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), 0x1002))
-    tap_module._bring_up(name)
+    ip("link", "set", name, "up")
     plain = inherited_tap(fd)
     assert plain.features == 0
     plain.set_features(0)
@@ -192,7 +200,7 @@ def test_a_descriptor_of_something_else_is_refused_and_stays_open() -> None:
 @pytest.mark.parametrize(
     ("number", "kind", "words"),
     [
-        (errno.EPERM, ConfigError, "no such tap, and no permission to make it; try: sudo ip tuntap add"),
+        (errno.EPERM, ConfigError, "belongs to another user; try: sudo ip tuntap add"),
         (errno.EBUSY, ConfigError, "in use"),
     ],
 )
@@ -206,6 +214,14 @@ def test_refusals_of_the_kernel_become_one_line(
     monkeypatch.setattr(fcntl, "ioctl", refuses)
     descriptors = len(os.listdir("/proc/self/fd"))
     with pytest.raises(kind, match=words):
+        open_tap("lo")
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_a_tap_that_does_not_exist_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tap_module, "DEVICE", os.devnull)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ConfigError, match="no such interface; try: sudo ip tuntap add nemu-none0 mode tap"):
         open_tap("nemu-none0")
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
