@@ -86,6 +86,11 @@ class Peripherals:
 
             yield VirtioRng("virtio-rng0", machine.loop)
 
+    def drain(self) -> None:
+        """Wait for I/O in flight: a write of one machine must not land under the next one's eyes."""
+        for disk in self._disks:
+            disk.drain()
+
     def close(self) -> None:
         """The last one opened first, so that the terminal is the user's again before anything else."""
         while self._open:

@@ -113,6 +113,7 @@ class Session:
             self._console_opened |= peripherals.console_opened or self._config.console.kind == "null"
             self._machine = None
             machine.close()
+            peripherals.drain()
             del machine
             gc.collect()  # views of guest RAM in reference cycles would keep it mapped
 

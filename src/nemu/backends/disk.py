@@ -114,13 +114,17 @@ class Disk:
                 thread.start()
         self._jobs.put(job)
 
-    def close(self) -> None:
-        """End the threads after the jobs that wait, then close.  Not with a lock held that a job takes."""
+    def drain(self) -> None:
+        """Wait until every job is done.  Not with a lock held that a job takes."""
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
             thread.join()
-        self._threads.clear()
+        self._threads.clear()  # the next job starts new ones
+
+    def close(self) -> None:
+        """Drain, then close.  Idempotent."""
+        self.drain()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

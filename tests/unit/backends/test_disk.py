@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -266,3 +268,19 @@ def test_an_image_in_use_by_another_process_is_refused_until_that_ends(image: Pa
         other.stdin.close()
         other.stdout.close()
     Disk(str(image)).close()
+
+
+def test_drain_waits_for_every_job_and_the_disk_works_on(disk: Disk) -> None:
+    done: list[int] = []
+
+    def job(number: int) -> None:
+        time.sleep(0.01)
+        done.append(number)
+
+    for number in range(8):
+        disk.submit(partial(job, number))
+    disk.drain()
+    assert sorted(done) == list(range(8))
+    disk.submit(partial(job, 8))
+    disk.drain()
+    assert done[-1] == 8
