@@ -105,7 +105,7 @@ def test_the_guest_does_not_run_on_behind_its_own_end(build: Build) -> None:
 
     def power_off(_: FakeVcpu) -> bool:
         machine.finish(Outcome.POWER_OFF)
-        return True
+        return False
 
     def more(_: FakeVcpu) -> bool:
         ran_on.append("more")
