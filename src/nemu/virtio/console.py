@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from nemu import iovec
 from nemu.backends.chardev import Chardev
@@ -21,16 +22,22 @@ from nemu.virtio.queue import Chain, Queue
 RECEIVE, TRANSMIT = 0, 1
 F_SIZE = 1 << 0  # 5.3.3
 MAX_READ = 4096
+# Seconds after DRIVER_OK in which input waits: Linux throws away what comes before it has set its port up.
+SETTLE = 0.5
 _CONFIG = struct.Struct("<HHII")  # 5.3.4: cols, rows, max_nr_ports, emerg_wr
 
 
 @dataclass(slots=True)
 class _Active:
-    """``input`` is a chain that waits for input; ``output`` one that is partly written, and its rest."""
+    """``input`` is a chain that waits for input; ``output`` one that is partly written, and its rest.
+
+    ``listening`` begins when the driver has had time to set its port up.
+    """
 
     receive: Queue | None
     transmit: Queue | None
     transport: Transport
+    listening: bool = False
     input: Chain | None = None
     output: tuple[Chain, iovec.Iovec] | None = None
 
@@ -59,7 +66,7 @@ class VirtioConsole(VirtioDevice):
         self.opened = True
         if features & F_SIZE:
             transport.config_changed()  # Linux reads the size only when it is told of a change
-        self._receive()
+        self._loop.call_later(SETTLE, partial(self._listen, self._active))
 
     def notify(self, index: int) -> None:
         if index == RECEIVE:
@@ -90,10 +97,15 @@ class VirtioConsole(VirtioDevice):
             if self._active:
                 self._active.transport.config_changed()
 
+    def _listen(self, active: _Active) -> None:
+        if self._active is active:
+            active.listening = True
+            guarded(active.transport, self._receive)
+
     def _receive(self) -> None:
         """Move input into the guest's buffers until one of both runs out."""
         active = self._active
-        if active is None or active.receive is None:
+        if active is None or active.receive is None or not active.listening:
             return
         queue = active.receive
         for _ in range(BATCH):

@@ -11,7 +11,7 @@ from fakes.loop import FakeLoop
 from nemu.backends.chardev import Chardev, NullChardev
 from nemu.errors import GuestError
 from nemu.memory import GuestRam
-from nemu.virtio.console import F_SIZE, RECEIVE, TRANSMIT, VirtioConsole
+from nemu.virtio.console import F_SIZE, RECEIVE, SETTLE, TRANSMIT, VirtioConsole
 
 
 class FakeChardev(Chardev):
@@ -63,6 +63,14 @@ class Rig:
 
     def activate(self) -> None:
         self.device.activate(self.device.features, (self.input.queue(), self.output.queue()), self.transport)
+        self.settle()
+
+    def settle(self) -> None:
+        """Let the time pass in which input waits for the driver."""
+        timers, self.loop.timers = self.loop.timers, []
+        assert [seconds for seconds, _ in timers] == [SETTLE]
+        for _, callback in timers:
+            callback()
 
 
 @pytest.fixture
@@ -118,12 +126,13 @@ def test_input_waits_in_the_backend_until_the_guest_has_room(rig: Rig) -> None:
 
 
 def test_input_typed_before_the_driver_came_is_delivered(ram: GuestRam, transport: FakeTransport) -> None:
-    backend = FakeChardev()
-    device = VirtioConsole("virtio-console0", backend, FakeLoop())
+    backend, loop = FakeChardev(), FakeLoop()
+    device = VirtioConsole("virtio-console0", backend, loop)
     backend.type(b"early")
     driver = Driver(ram, 8)
     driver.add(writable=[16])
     device.activate(0, (driver.queue(), None), transport)
+    loop.timers.pop()[1]()
     assert driver.collect()[0].data[:5] == b"early"
 
 
@@ -220,3 +229,33 @@ def test_closing_an_old_device_leaves_the_new_one_attached() -> None:
     assert backend.frontend is new
     new.close()
     assert backend.frontend is None
+
+
+def test_input_waits_until_the_driver_has_set_its_port_up(ram: GuestRam, transport: FakeTransport) -> None:
+    rig = Rig(ram, transport)
+    rig.device.deactivate(lambda: None)
+    rig.input.add(writable=[16])
+    rig.backend.typed = b"early"
+    queues = (rig.input.queue(), rig.output.queue())
+    rig.device.activate(0, queues, transport)
+    rig.device.notify(RECEIVE)
+    rig.device.readable()
+    assert rig.backend.typed == b"early"
+    rig.settle()
+    assert rig.backend.typed == b""
+
+
+def test_the_wait_of_an_earlier_activation_does_not_end_that_of_the_next(
+    ram: GuestRam, transport: FakeTransport
+) -> None:
+    rig = Rig(ram, transport)
+    queues = (rig.input.queue(), rig.output.queue())
+    rig.device.deactivate(lambda: None)
+    rig.device.activate(0, queues, transport)
+    ((_, first),) = rig.loop.timers
+    rig.device.deactivate(lambda: None)
+    rig.device.activate(0, queues, transport)
+    rig.backend.typed = b"early"
+    rig.input.add(writable=[16])
+    first()
+    assert rig.backend.typed == b"early"
