@@ -133,7 +133,9 @@ class EventLoop(Protocol):
         """From any thread: run ``callback`` in the loop thread."""
         ...
 
-    def call_later(self, seconds: float, callback: Callable[[], None]) -> object: ...
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> object:
+        """From any thread that holds the machine lock: run ``callback`` in the loop thread after a time."""
+        ...
 
 
 class AmlSource(Protocol):

@@ -70,9 +70,10 @@ class Loop:
         os.eventfd_write(self._wake, 1)
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
-        """From the loop thread, or before ``run``."""
+        """From any thread that holds the machine lock, or before ``run``."""
         timer = Timer(callback)
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._sequence), timer))
+        os.eventfd_write(self._wake, 1)  # the loop may sleep for longer than that
         return timer
 
     def on_signal(self, number: int, callback: Callable[[], None]) -> None:
@@ -94,13 +95,16 @@ class Loop:
 
     def run(self) -> None:
         """Serve until ``stop``; an exception of a callback comes out here."""
+        with self._lock:
+            time_out = self._time_out()
         while self._running:
-            events = self._epoll.poll(self._time_out(), _EVENTS)
+            events = self._epoll.poll(time_out, _EVENTS)
             with self._lock:
                 for fd, event in events:
                     self._dispatch(fd, event)
                 self._run_calls()
                 self._run_timers()
+                time_out = self._time_out()
         self._running = True
 
     def close(self) -> None:
