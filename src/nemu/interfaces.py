@@ -112,6 +112,14 @@ class AddressBus(Protocol):
         ...
 
 
+class Timer(Protocol):
+    """A call that is to come."""
+
+    def cancel(self) -> None:
+        """Let it not come; no effect when it has.  What the callback holds is let go."""
+        ...
+
+
 class EventLoop(Protocol):
     """The loop thread.  Callbacks run there, one at a time, *with the machine lock held*."""
 
@@ -133,7 +141,7 @@ class EventLoop(Protocol):
         """From any thread: run ``callback`` in the loop thread."""
         ...
 
-    def call_later(self, seconds: float, callback: Callable[[], None]) -> object:
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """From any thread that holds the machine lock: run ``callback`` in the loop thread after a time."""
         ...
 

@@ -10,6 +10,21 @@ from collections.abc import Callable
 Callback = Callable[[], None]
 
 
+class FakeTimer:
+    """A call that a test makes by hand."""
+
+    def __init__(self, seconds: float, callback: Callback) -> None:
+        self.seconds = seconds
+        self._callback: Callback | None = callback
+
+    def cancel(self) -> None:
+        self._callback = None
+
+    def expire(self) -> None:
+        if self._callback:
+            self._callback()
+
+
 class FakeLoop:
     """Implements interfaces.EventLoop.  ``lock`` is the machine lock, held while callbacks run."""
 
@@ -18,7 +33,7 @@ class FakeLoop:
         self.readers: dict[int, Callback] = {}
         self.writers: dict[int, Callback] = {}
         self.soon: list[Callback] = []
-        self.timers: list[tuple[float, Callback]] = []
+        self.timers: list[FakeTimer] = []
 
     def add_reader(self, fd: int, callback: Callback) -> None:
         self.readers[fd] = callback
@@ -35,8 +50,8 @@ class FakeLoop:
     def call_soon(self, callback: Callback) -> None:
         self.soon.append(callback)
 
-    def call_later(self, seconds: float, callback: Callback) -> object:
-        self.timers.append((seconds, callback))
+    def call_later(self, seconds: float, callback: Callback) -> FakeTimer:
+        self.timers.append(FakeTimer(seconds, callback))
         return self.timers[-1]
 
     def turn(self, wait: float = 0.0) -> bool:

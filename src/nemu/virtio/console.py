@@ -15,7 +15,7 @@ from functools import partial
 from nemu import iovec
 from nemu.backends.chardev import Chardev
 from nemu.errors import GuestError
-from nemu.interfaces import EventLoop
+from nemu.interfaces import EventLoop, Timer
 from nemu.virtio.device import BATCH, Transport, VirtioDevice, again, drain, guarded
 from nemu.virtio.queue import Chain, Queue
 
@@ -58,6 +58,7 @@ class VirtioConsole(VirtioDevice):
         self._backend = backend
         self._loop = loop
         self._active: _Active | None = None
+        self._settling: Timer | None = None
         self.opened = False
         backend.attach(self)
 
@@ -66,7 +67,7 @@ class VirtioConsole(VirtioDevice):
         self.opened = True
         if features & F_SIZE:
             transport.config_changed()  # Linux reads the size only when it is told of a change
-        self._loop.call_later(SETTLE, partial(self._listen, self._active))
+        self._settling = self._loop.call_later(SETTLE, partial(self._listen, self._active))
 
     def notify(self, index: int) -> None:
         if index == RECEIVE:
@@ -76,6 +77,9 @@ class VirtioConsole(VirtioDevice):
 
     def deactivate(self, done: Callable[[], None]) -> None:
         self._active = None
+        if self._settling is not None:  # it holds the queues, and they guest RAM
+            self._settling.cancel()
+            self._settling = None
         done()
 
     def close(self) -> None:
@@ -98,9 +102,9 @@ class VirtioConsole(VirtioDevice):
                 self._active.transport.config_changed()
 
     def _listen(self, active: _Active) -> None:
-        if self._active is active:
-            active.listening = True
-            guarded(active.transport, self._receive)
+        self._settling = None
+        active.listening = True
+        guarded(active.transport, self._receive)
 
     def _receive(self) -> None:
         """Move input into the guest's buffers until one of both runs out."""

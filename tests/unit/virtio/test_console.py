@@ -68,9 +68,9 @@ class Rig:
     def settle(self) -> None:
         """Let the time pass in which input waits for the driver."""
         timers, self.loop.timers = self.loop.timers, []
-        assert [seconds for seconds, _ in timers] == [SETTLE]
-        for _, callback in timers:
-            callback()
+        assert [timer.seconds for timer in timers] == [SETTLE]
+        for timer in timers:
+            timer.expire()
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_input_typed_before_the_driver_came_is_delivered(ram: GuestRam, transpor
     driver = Driver(ram, 8)
     driver.add(writable=[16])
     device.activate(0, (driver.queue(), None), transport)
-    loop.timers.pop()[1]()
+    loop.timers.pop().expire()
     assert driver.collect()[0].data[:5] == b"early"
 
 
@@ -252,10 +252,10 @@ def test_the_wait_of_an_earlier_activation_does_not_end_that_of_the_next(
     queues = (rig.input.queue(), rig.output.queue())
     rig.device.deactivate(lambda: None)
     rig.device.activate(0, queues, transport)
-    ((_, first),) = rig.loop.timers
+    (first,) = rig.loop.timers
     rig.device.deactivate(lambda: None)
     rig.device.activate(0, queues, transport)
     rig.backend.typed = b"early"
     rig.input.add(writable=[16])
-    first()
+    first.expire()
     assert rig.backend.typed == b"early"
