@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from nemu.errors import GuestError, HostError
 
+_MADV_POPULATE_WRITE = 23  # asm-generic/mman-common.h
 MEMFD_NAME = "nemu-ram"  # also how reports tell guest RAM from our own memory
 
 
@@ -55,6 +56,16 @@ class GuestRam:
                 if start <= gpa and gpa + length <= end:
                     return span[gpa - start : gpa - start + length]
         raise GuestError(f"no RAM at {gpa:#x}, {length} bytes")
+
+    def populate(self, gpa: int, length: int) -> None:
+        """Take the host memory of a range now, at once: far cheaper than page by page as it is written."""
+        for mapping, (start, end, _) in zip(self._mappings, self._spans, strict=True):
+            if start <= gpa and gpa + length <= end:
+                first = (gpa - start) & -mmap.PAGESIZE
+                try:
+                    mapping.madvise(_MADV_POPULATE_WRITE, first, gpa - start + length - first)
+                except OSError:  # before Linux 5.14; or no memory left, which the write itself will tell
+                    return
 
     def read(self, gpa: int, length: int) -> bytes:
         return bytes(self.view(gpa, length))

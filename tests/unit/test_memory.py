@@ -72,3 +72,13 @@ def test_close_with_a_view_in_flight_keeps_the_view_valid() -> None:
     assert bytes(view) == b"safe"
     with pytest.raises(GuestError):
         memory.view(0, 1)
+
+
+def test_populated_memory_is_taken_and_still_zero() -> None:
+    memory = GuestRam([(0, 256 * PAGE)])
+    assert os.fstat(memory.fd).st_blocks == 0
+    memory.populate(3 * PAGE + 1, 5 * PAGE)
+    assert os.fstat(memory.fd).st_blocks * 512 == 6 * PAGE
+    assert memory.read(0, 256 * PAGE) == bytes(256 * PAGE)
+    memory.populate(1 << 40, PAGE)  # no RAM there: the write itself will tell
+    memory.close()

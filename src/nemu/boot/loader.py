@@ -156,7 +156,9 @@ def _load_payload(memory: GuestRam, file: ImageFile, image: bzimage.BzImage, low
 def _load_segments(memory: GuestRam, source: Source, image: elf.ElfImage) -> None:
     for segment in image.loads:
         if segment.file_size:
-            source.read_at(segment.offset, memory.view(segment.gpa, segment.file_size))
+            view = memory.view(segment.gpa, segment.file_size)
+            memory.populate(segment.gpa, segment.file_size)
+            source.read_at(segment.offset, view)
 
 
 def _load_bzimage(memory: GuestRam, file: ImageFile, image: bzimage.BzImage, low_end: int) -> _Kernel:
@@ -186,6 +188,7 @@ def _load_initrd(memory: GuestRam, path: str, kernel: _Kernel, low_end: int) -> 
             gpa = (min(top, kernel.start) - file.size) & -layout.PAGE_SIZE
         if gpa < layout.KERNEL_START:
             raise file.error(f"does not fit beside the kernel into --memory {_mib(low_end)}M")
+        memory.populate(gpa, file.size)
         file.read_at(0, memory.view(gpa, file.size))
         return gpa, file.size
 

@@ -10,8 +10,11 @@ ends at the size that the image declares, so that a decompression bomb is cut of
 
 from __future__ import annotations
 
+import os
 import struct
+from collections import deque
 from collections.abc import Callable, Iterator
+from threading import Thread
 from typing import IO, Protocol, cast
 
 from nemu.boot.image import PEEK_SIZE, ImageFile
@@ -28,6 +31,7 @@ _LZMA_MEMORY_MAX = _DICTIONARY_MAX + (8 << 20)
 
 _LZ4_MAGIC = 0x184C2102
 _LZ4_BLOCK = 8 << 20  # legacy frames hold blocks of this size, the last one less
+_AHEAD_MAX = 3  # blocks in memory besides the one that is written
 _LZ4_BLOCK_PACKED_MAX = _LZ4_BLOCK + _LZ4_BLOCK // 255 + 16  # LZ4_COMPRESSBOUND
 
 
@@ -213,8 +217,18 @@ def _zstd(packed: Packed) -> Iterator[bytes]:
 
 
 def _lz4(packed: Packed) -> Iterator[bytes]:
-    import lz4.block
+    """Blocks stand alone, so the next ones are unpacked on other CPUs while one is written to guest RAM."""
+    ahead = min(len(os.sched_getaffinity(0)) - 1, _AHEAD_MAX)
+    jobs: deque[_Lz4Job] = deque()
+    for block in _lz4_blocks(packed):
+        jobs.append(_Lz4Job(block, in_thread=ahead > 0))
+        if len(jobs) > ahead:
+            yield jobs.popleft().take()
+    while jobs:
+        yield jobs.popleft().take()
 
+
+def _lz4_blocks(packed: Packed) -> Iterator[bytes]:
     while len(word := packed.read(4)) == 4:
         (size,) = struct.unpack("<I", word)
         if size == _LZ4_MAGIC:  # frames may follow one another
@@ -224,10 +238,35 @@ def _lz4(packed: Packed) -> Iterator[bytes]:
         block = packed.read(size)
         if len(block) < size:
             raise CorruptError("its data ends too early")
+        yield block
+
+
+class _Lz4Job:
+    """One block, unpacked in a thread of its own or when it is taken."""
+
+    def __init__(self, block: bytes, *, in_thread: bool) -> None:
+        self._block = block
+        self._unpacked: bytes | Exception | None = None
+        self._thread = Thread(target=self._run) if in_thread else None
+        if self._thread is not None:
+            self._thread.start()
+
+    def take(self) -> bytes:
+        if self._thread is not None:
+            self._thread.join()
+        else:
+            self._run()
+        if isinstance(self._unpacked, bytes):
+            return self._unpacked
+        raise CorruptError(self._unpacked) from self._unpacked
+
+    def _run(self) -> None:
+        import lz4.block
+
         try:
-            yield lz4.block.decompress(block, uncompressed_size=_LZ4_BLOCK)
+            self._unpacked = lz4.block.decompress(self._block, uncompressed_size=_LZ4_BLOCK)
         except (lz4.block.LZ4BlockError, ValueError, MemoryError) as error:
-            raise CorruptError(error) from error
+            self._unpacked = error
 
 
 # Magic numbers as in lib/decompress.c of Linux.
