@@ -113,10 +113,10 @@ class Vm(Handle):
         region = abi.kvm_userspace_memory_region(slot, flags, gpa, size, host)
         self.call(abi.KVM_SET_USER_MEMORY_REGION, region)
 
-    def ioeventfd(self, gpa: int, eventfd: int, *, assign: bool) -> None:
-        """A guest write of any width and value at ``gpa`` signals ``eventfd`` instead of exiting."""
+    def ioeventfd(self, gpa: int, eventfd: int, *, assign: bool, width: int = 0) -> None:
+        """A guest write at ``gpa`` of ``width`` bytes (0: any) signals ``eventfd`` instead of exiting."""
         flags = 0 if assign else abi.KVM_IOEVENTFD_FLAG_DEASSIGN
-        self.call(abi.KVM_IOEVENTFD, abi.kvm_ioeventfd(addr=gpa, fd=eventfd, flags=flags))
+        self.call(abi.KVM_IOEVENTFD, abi.kvm_ioeventfd(addr=gpa, len=width, fd=eventfd, flags=flags))
 
     def port_ioeventfd(self, port: int, eventfd: int) -> None:
         """A guest write of any width to I/O port ``port`` signals ``eventfd``, as long as the VM lives."""

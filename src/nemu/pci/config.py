@@ -14,6 +14,7 @@ CAPABILITIES_END = 256
 VENDOR_ID, DEVICE_ID, COMMAND, STATUS = 0x00, 0x02, 0x04, 0x06
 REVISION_ID, CLASS_CODE, HEADER_TYPE = 0x08, 0x09, 0x0E
 BAR0, SUBSYSTEM_VENDOR_ID, SUBSYSTEM_ID, CAPABILITY_POINTER = 0x10, 0x2C, 0x2E, 0x34
+BARS, ROM = range(BAR0, 0x28, 4), 0x30
 
 COMMAND_MEMORY, COMMAND_BUS_MASTER, COMMAND_INTX_DISABLE = 1 << 1, 1 << 2, 1 << 10
 STATUS_CAPABILITIES = 1 << 4
@@ -82,6 +83,10 @@ class ConfigSpace:
         mask = int.from_bytes(self._writable[offset:end], "little")
         old = int.from_bytes(self.view[offset:end], "little")
         self.view[offset:end] = (old & ~mask | value & mask).to_bytes(size, "little")
+
+    def is_fixed(self, offset: int, width: int) -> bool:
+        """Whether no write to these bytes changes anything."""
+        return not any(self._writable[offset : offset + width])
 
     def register_name(self, offset: int) -> str:
         for start in sorted(self._capability_names, reverse=True):

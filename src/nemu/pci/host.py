@@ -6,11 +6,12 @@ read all-ones where no function is.  Buses above 0 do not exist: there is no bri
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from nemu.bus.regmap import ones
 from nemu.interfaces import Window
+from nemu.pci import config
 from nemu.pci.config import SIZE, ConfigSpace
 from nemu.pci.function import PciFunction
 
@@ -62,6 +63,13 @@ class HostBridge:
     def free_slot(self) -> int | None:
         """The lowest device number without a function."""
         return next((slot for slot in range(DEVICES) if slot not in self._functions), None)
+
+    def inert_registers(self) -> Iterator[int]:
+        """Offsets in ECAM of BAR and ROM registers that are wired to 0; a guest writes each to size it."""
+        for slot, function in self._functions.items():
+            for register in (*config.BARS, config.ROM):
+                if function.config.is_fixed(register, 4):
+                    yield slot * 8 * SIZE + register
 
     def allocate(self, size: int) -> int:
         """A power-on address for a BAR of ``size`` bytes (a power of two), in the last aperture with room."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from nemu.interfaces import Doorbell
@@ -13,6 +15,7 @@ class FakeVm:
     def __init__(self) -> None:
         self.slots: dict[int, tuple[int, int, int, bool]] = {}
         self.doorbells: dict[int, int] = {}
+        self.widths: dict[int, int] = {}
 
     def set_memory(self, slot: int, gpa: int, size: int, host: int, *, readonly: bool = False) -> None:
         if size == 0:
@@ -23,9 +26,11 @@ class FakeVm:
             assert gpa + size <= start or start + length <= gpa
         self.slots[slot] = (gpa, size, host, readonly)
 
-    def ioeventfd(self, gpa: int, eventfd: int, *, assign: bool) -> None:
+    def ioeventfd(self, gpa: int, eventfd: int, *, assign: bool, width: int = 0) -> None:
         if assign:
+            os.fstat(eventfd)
             self.doorbells[gpa] = eventfd
+            self.widths[gpa] = width
         else:
             assert self.doorbells.pop(gpa) == eventfd
 
@@ -71,7 +76,17 @@ def test_slot_numbers_are_used_again(vm: FakeVm, slots: MemorySlots) -> None:
 
 
 def test_a_doorbell_is_at_its_offset(vm: FakeVm, slots: MemorySlots) -> None:
-    slots.ring(Doorbell(0x2004, 9), 0x9000_0000, assign=True)
-    assert vm.doorbells == {0x9000_2004: 9}
-    slots.ring(Doorbell(0x2004, 9), 0x9000_0000, assign=False)
+    eventfd = os.eventfd(0, os.EFD_CLOEXEC)
+    slots.ring(Doorbell(0x2004, eventfd), 0x9000_0000, assign=True)
+    assert vm.doorbells == {0x9000_2004: eventfd}
+    assert vm.widths == {0x9000_2004: 0}
+    slots.ring(Doorbell(0x2004, eventfd), 0x9000_0000, assign=False)
     assert vm.doorbells == {}
+    os.close(eventfd)
+
+
+def test_only_whole_registers_are_dropped_and_no_descriptor_stays(vm: FakeVm, slots: MemorySlots) -> None:
+    before = os.listdir("/proc/self/fd")
+    slots.drop_writes([0x8000_0018, 0x8000_001C])
+    assert vm.widths == {0x8000_0018: 4, 0x8000_001C: 4}
+    assert os.listdir("/proc/self/fd") == before

@@ -228,3 +228,14 @@ def test_the_window_is_always_where_the_registers_say(writes: list[tuple[int, in
         decoding = wired.read(COMMAND) & DECODE
         assert wired.at == (gpa if decoding and inside else None)
         assert gpa % SIZE == 0
+
+
+def test_inert_registers_are_the_bars_and_roms_that_no_write_changes() -> None:
+    wired = Wired()
+    offsets = list(wired.host.inert_registers())
+    bridge = [0x10, 0x14, 0x18, 0x1C, 0x20, 0x24, 0x30]
+    assert offsets == [*bridge, *((1 << 15) + register for register in bridge[2:])]
+    before = bytes(wired.pages.view)
+    for offset in offsets:
+        wired.host.write(offset, 4, 0xFFFF_FFFF)
+    assert bytes(wired.pages.view) == before
