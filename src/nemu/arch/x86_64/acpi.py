@@ -18,7 +18,7 @@ from nemu.interfaces import AmlSource, GuestMemory
 _VGA_NOT_PRESENT = 1 << 2
 _CMOS_RTC_NOT_PRESENT = 1 << 5
 
-_POWER = tables.PowerRegisters(
+POWER = tables.PowerRegisters(
     sleep_control=layout.POWER + power.REGISTERS.places[power.Register.SLEEP_CONTROL][0],
     sleep_status=layout.POWER + power.REGISTERS.places[power.Register.SLEEP_STATUS][0],
     reset=layout.POWER + power.REGISTERS.places[power.Register.RESET][0],
@@ -93,7 +93,7 @@ def build(
         others.append(srat(nodes))
     blob = tables.lay_out(
         layout.ACPI_TABLES,
-        layout.ACPI_TABLES_END,
+        layout.RESET_STUB,
         dsdt=dsdt.dsdt(terms, devices),
         fadt=_fadt,
         others=others,
@@ -103,4 +103,4 @@ def build(
 
 
 def _fadt(dsdt_gpa: int) -> bytes:
-    return tables.fadt(dsdt_gpa, _POWER, iapc_boot_arch=_VGA_NOT_PRESENT | _CMOS_RTC_NOT_PRESENT)
+    return tables.fadt(dsdt_gpa, POWER, iapc_boot_arch=_VGA_NOT_PRESENT | _CMOS_RTC_NOT_PRESENT)

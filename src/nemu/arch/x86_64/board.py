@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
-from nemu.arch.x86_64 import acpi, layout, vcpu, vm
+from nemu.arch.x86_64 import acpi, layout, reset_vector, vcpu, vm
 from nemu.arch.x86_64.cpuid import CpuModel
 from nemu.arch.x86_64.ioapic import IoApic
 from nemu.boot import loader
@@ -158,6 +158,7 @@ class Board:
     def boot(self, ram: GuestRam, first: Vcpu) -> None:
         """Write the ACPI tables, load the kernel and put the first CPU at its entry."""
         config = self._config
+        ram.write(*reset_vector.image(acpi.POWER.reset, acpi.POWER.reset_value))
         gsi_base = 0 if config.irqchip == "kernel" else layout.IOAPIC_GSI_BASE
         rsdp = acpi.build(
             ram, cpus=config.cpus, pci64=self.apertures[1], devices=self._aml, ioapic_gsi_base=gsi_base

@@ -29,6 +29,7 @@ CMDLINE = 0x20000
 CMDLINE_MAX = 64 * KIB
 ACPI_TABLES = 0xE0000  # the RSDP is here first: Linux's search area as well
 ACPI_TABLES_END = 0x100000
+RESET_STUB = 0xFFF00  # behind the tables, up to 1 MiB: where a PC's BIOS has its entry (reset_vector)
 KERNEL_START = 1 * MIB
 
 ECAM = 0x8000_0000
