@@ -12,6 +12,7 @@ import pytest
 from nemu.arch.x86_64 import abi as x86
 from nemu.kvm import abi as kvm
 
+EXIT_MEMBERS = ("mmio.len", "io.data_offset", "internal.suberror", "fail_entry.cpu", "system_event.type")
 # A bare __u64 in the header, so it has no name there.
 _NOT_A_STRUCT = {"kvm_identity_map_addr"}
 
@@ -46,7 +47,7 @@ def c_program() -> str:
             lines.append(f'printf("{name} %zu\\n", sizeof(struct {name}));')
         for field in fields(structure):
             lines.append(f'printf("{name}.{field} %zu\\n", offsetof(struct {name}, {field}));')
-    for member in ("mmio.len", "io.data_offset", "internal.suberror", "fail_entry.cpu", "system_event.type"):
+    for member in EXIT_MEMBERS:
         lines.append(f'printf("kvm_run.{member} %zu\\n", offsetof(struct kvm_run, {member}));')
     includes = "".join(f"#include <{name}>\n" for name in ("stdio.h", "stddef.h", "linux/kvm.h"))
     return f"{includes}int main(void) {{\n" + "\n".join(lines) + "\nreturn 0; }\n"
@@ -79,11 +80,13 @@ def test_structure_is_the_kernels(header_values: dict[str, int], name: str) -> N
 
 
 def test_the_exits_of_kvm_run_lie_where_the_kernel_writes_them(header_values: dict[str, int]) -> None:
-    exit_offset = kvm.kvm_run.exit.offset
-    union = dict((field[0], field[1]) for field in dict(kvm.kvm_run._fields_[-1:])["exit"]._fields_)
-    for member in ("mmio.len", "io.data_offset", "internal.suberror", "fail_entry.cpu", "system_event.type"):
+    run = kvm.kvm_run()
+    base = ctypes.addressof(run)
+    for member in EXIT_MEMBERS:
         part, field = member.split(".")
-        assert exit_offset + getattr(union[part], field).offset == header_values[f"kvm_run.{member}"]
+        structure = getattr(run.exit, part)
+        offset = ctypes.addressof(structure) - base + getattr(type(structure), field).offset
+        assert offset == header_values[f"kvm_run.{member}"]
 
 
 def test_ioctls_know_their_names() -> None:
