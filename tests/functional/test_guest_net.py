@@ -24,8 +24,8 @@ def transfers(server: str, port: int) -> dict[str, str]:
     the same data again and again.
     """
     return {
-        "get": f"sleep 5 | timeout 30 nc {server} {port} >/tmp/f; sha256sum </tmp/f",
-        "put": f"timeout 30 nc {server} {port + 1} </tmp/f; echo $?",
+        "get": f"sleep 5 | timeout 100 nc {server} {port} >/tmp/f; sha256sum </tmp/f",
+        "put": f"timeout 100 nc {server} {port + 1} </tmp/f; echo $?",
     }
 
 
@@ -83,7 +83,7 @@ def tapped(host: Rig) -> Boot:
         **{f"user-{name}": command for name, command in transfers(PASST_LOOPBACK, 7100).items()},
         "resolv": "cat /etc/resolv.conf",
     }
-    return boot(host, commands, "--net", f"tap=tap7,mac={MAC}", "--net", "user", timeout=200)
+    return boot(host, commands, "--net", f"tap=tap7,mac={MAC}", "--net", "user", timeout=280)
 
 
 def test_the_guest_has_the_given_address_and_is_pinged(tapped: Boot) -> None:
