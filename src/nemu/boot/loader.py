@@ -8,6 +8,8 @@ by the 64-bit boot protocol.  Both protocols get the same memory map.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from nemu.arch.x86_64 import layout, linux64, pvh
@@ -18,6 +20,9 @@ from nemu.errors import ConfigError
 from nemu.memory import GuestRam
 
 COMMAND_LINE_SIZE = 2048  # arch/x86/include/asm/setup.h, with the NUL
+
+
+_M_ARENA_MAX = -8  # mallopt(3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +72,11 @@ def load(memory: GuestRam, *, kernel: str, initrd: str, cmdline: str, rsdp: int)
     ConfigError for every fault of the files; guest RAM is undefined then.
     """
     low_end = memory.regions[0][1]
-    try:
-        with ImageFile("--kernel", kernel) as file:
-            image = _parse(file, low_end)
-            memory.write(layout.CMDLINE, _encode(cmdline, _cmdline_limit(image)) + b"\0")
-            loaded = _load_kernel(memory, file, image, low_end)
-        placed = _load_initrd(memory, initrd, loaded, low_end) if initrd else None
-    finally:
-        _release_buffers()
+    with _returned_buffers(), ImageFile("--kernel", kernel) as file:
+        image = _parse(file, low_end)
+        memory.write(layout.CMDLINE, _encode(cmdline, _cmdline_limit(image)) + b"\0")
+        loaded = _load_kernel(memory, file, image, low_end)
+    placed = _load_initrd(memory, initrd, loaded, low_end) if initrd else None
     map_entries = memory_map(memory.regions)
     if loaded.protocol == "pvh":
         info = pvh.start_info(
@@ -209,10 +211,20 @@ def _mib(size: int) -> int:
     return -(-size // layout.MIB)
 
 
-def _release_buffers() -> None:
-    """Give freed buffers back to the host: the C library keeps up to 64 MiB of them for later."""
+@contextmanager
+def _returned_buffers() -> Iterator[None]:
+    """Give the large buffers that were used back to the host; the C library keeps tens of MiB for later.
+
+    One arena for all threads: it can not trim the end of the others.
+    """
     import ctypes
 
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # the GNU C library has it, musl needs it not
-    if trim is not None:
-        trim(0)
+    libc = ctypes.CDLL(None)
+    is_gnu = hasattr(libc, "malloc_trim")  # musl needs none of this
+    if is_gnu:
+        libc.mallopt(_M_ARENA_MAX, 1)
+    try:
+        yield
+    finally:
+        if is_gnu:
+            libc.malloc_trim(0)
