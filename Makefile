@@ -3,7 +3,7 @@
 
 # Distribution packages; docs/dependencies.md says why each is here.
 RUN_PACKAGES := python3 python3-venv qemu-system-x86 passt
-TEST_PACKAGES := acpica-tools gcc libc6-dev linux-libc-dev strace
+TEST_PACKAGES := acpica-tools busybox-static gcc iproute2 libc6-dev linux-libc-dev strace
 
 JOBS ?= 2
 BIN := .venv/bin
