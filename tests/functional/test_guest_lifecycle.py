@@ -121,12 +121,12 @@ def test_a_triple_fault_is_told_with_status_3(host: Rig) -> None:
 
 def test_the_time_limit_ends_the_guest_with_status_4(host: Rig) -> None:
     begin = time.monotonic()
-    booted = boot(host, {"up": "sleep 1000"}, "--timeout", "8")
+    booted = boot(host, {"up": "sleep 1000"}, "--timeout", "20")
     assert booted.status == 4
-    assert 8 <= time.monotonic() - begin < 20
+    assert 20 <= time.monotonic() - begin < 60
     assert booted.stderr == "nemu: the time was up\n"
     assert booted.report["outcome"] == "timeout"
-    assert 8 <= booted.report["times"]["total_s"] < 20
+    assert 20 <= booted.report["times"]["total_s"] < 60
 
 
 def kill_suddenly(argv: list[str], path: str) -> dict[str, Any]:
