@@ -151,10 +151,6 @@ class kvm_enable_cap(Structure):
     ]
 
 
-class kvm_mp_state(Structure):
-    _fields_ = [("mp_state", c_uint32)]
-
-
 class _exit_fail_entry(Structure):
     _fields_ = [("hardware_entry_failure_reason", c_uint64), ("cpu", c_uint32)]
 
@@ -224,11 +220,7 @@ KVM_EXIT_IO_OUT = 1
 
 # --- exit reasons -----------------------------------------------------------------------
 
-KVM_EXIT_UNKNOWN = 0
-KVM_EXIT_EXCEPTION = 1
 KVM_EXIT_IO = 2
-KVM_EXIT_HYPERCALL = 3
-KVM_EXIT_DEBUG = 4
 KVM_EXIT_HLT = 5
 KVM_EXIT_MMIO = 6
 KVM_EXIT_IRQ_WINDOW_OPEN = 7
@@ -237,25 +229,16 @@ KVM_EXIT_FAIL_ENTRY = 9
 KVM_EXIT_INTR = 10
 KVM_EXIT_INTERNAL_ERROR = 17
 KVM_EXIT_SYSTEM_EVENT = 24
-KVM_EXIT_IOAPIC_EOI = 26
 
-KVM_SYSTEM_EVENT_SHUTDOWN = 1
-KVM_SYSTEM_EVENT_RESET = 2
-KVM_SYSTEM_EVENT_CRASH = 3
 
 # --- capabilities -------------------------------------------------------------------------
 
 KVM_CAP_IRQCHIP = 0
 KVM_CAP_USER_MEMORY = 3
-KVM_CAP_MP_STATE = 14
-KVM_CAP_IRQ_ROUTING = 25
 KVM_CAP_IRQFD = 32
-KVM_CAP_IOEVENTFD = 36
-KVM_CAP_MAX_VCPUS = 66
 KVM_CAP_SIGNAL_MSI = 77
 KVM_CAP_READONLY_MEM = 81
 KVM_CAP_IOEVENTFD_ANY_LENGTH = 122
-KVM_CAP_MAX_VCPU_ID = 128
 KVM_CAP_IMMEDIATE_EXIT = 136
 
 # --- ioctls, by the descriptor that takes them ----------------------------------------
@@ -286,6 +269,3 @@ KVM_SIGNAL_MSI = iow("KVM_SIGNAL_MSI", 0xA5, kvm_msi)
 
 # a vCPU
 KVM_RUN = io("KVM_RUN", 0x80)
-# KVM_CAP_MP_STATE
-KVM_GET_MP_STATE = ior("KVM_GET_MP_STATE", 0x98, kvm_mp_state)
-KVM_SET_MP_STATE = iow("KVM_SET_MP_STATE", 0x99, kvm_mp_state)

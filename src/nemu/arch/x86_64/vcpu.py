@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nemu.arch.x86_64 import abi, layout
+from nemu.arch.x86_64 import abi, layout, linux64
 from nemu.errors import HostError
 from nemu.kvm.handles import with_tail
 
@@ -22,7 +22,6 @@ _EFER_LME, _EFER_LMA = 1 << 8, 1 << 10
 _RFLAGS_RESERVED = 1 << 1
 
 _TYPE_CODE, _TYPE_DATA, _TYPE_TSS = 11, 3, 11  # accessed; busy TSS
-_BOOT_CS, _BOOT_DS = 0x10, 0x18  # Documentation/arch/x86/boot.rst, 64-bit boot protocol
 
 _MSR_MISC_ENABLE, _FAST_STRINGS = 0x1A0, 1
 _MSR_MTRR_DEF_TYPE, _MTRR_ENABLED_WRITE_BACK = 0x2FF, 1 << 11 | 6
@@ -48,14 +47,14 @@ def set_entry(vcpu: Vcpu, entry: Entry) -> None:
     sregs = abi.kvm_sregs()
     vcpu.call(abi.KVM_GET_SREGS, sregs)
     long_mode = entry.protocol == "linux64"
-    sregs.cs = _segment(_BOOT_CS, _TYPE_CODE, long_mode=long_mode)
+    sregs.cs = _segment(linux64.BOOT_CS, _TYPE_CODE, long_mode=long_mode)
     for name in ("ds", "es", "fs", "gs", "ss"):
-        setattr(sregs, name, _segment(_BOOT_DS, _TYPE_DATA))
+        setattr(sregs, name, _segment(linux64.BOOT_DS, _TYPE_DATA))
     sregs.tr = abi.kvm_segment(limit=0x67, type=_TYPE_TSS, present=1)
     sregs.cr0 = _CR0_PE | _CR0_ET
     regs = abi.kvm_regs(rip=entry.rip, rflags=_RFLAGS_RESERVED)
     if long_mode:
-        sregs.gdt.base, sregs.gdt.limit = layout.GDT, 31
+        sregs.gdt.base, sregs.gdt.limit = layout.GDT, len(linux64.gdt()) - 1
         sregs.cr0 |= _CR0_PG
         sregs.cr3 = layout.BOOT_PAGE_TABLES
         sregs.cr4 = _CR4_PAE
