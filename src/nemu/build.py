@@ -68,7 +68,7 @@ def _assemble(machine: Machine, config: MachineConfig, peripherals: Peripherals)
         at_close(transport.close)
         machine.devices.append((device.name, f"0000:00:{slot:02x}.0"))
 
-    slots.drop_writes(board.ecam + register for register in host.inert_registers())
+    slots.drop_writes((board.ecam + register for register in host.inert_registers()), width=4)
 
     board.boot(ram, vcpus[0])
     for index, vcpu in enumerate(vcpus):

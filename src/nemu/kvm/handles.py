@@ -113,15 +113,16 @@ class Vm(Handle):
         region = abi.kvm_userspace_memory_region(slot, flags, gpa, size, host)
         self.call(abi.KVM_SET_USER_MEMORY_REGION, region)
 
-    def ioeventfd(self, gpa: int, eventfd: int, *, assign: bool, width: int = 0) -> None:
-        """A guest write at ``gpa`` of ``width`` bytes (0: any) signals ``eventfd`` instead of exiting."""
-        flags = 0 if assign else abi.KVM_IOEVENTFD_FLAG_DEASSIGN
-        self.call(abi.KVM_IOEVENTFD, abi.kvm_ioeventfd(addr=gpa, len=width, fd=eventfd, flags=flags))
+    def ioeventfd(
+        self, address: int, eventfd: int, *, assign: bool, width: int = 0, port: bool = False
+    ) -> None:
+        """A guest write of ``width`` bytes (0: any) signals ``eventfd`` instead of exiting.
 
-    def port_ioeventfd(self, port: int, eventfd: int) -> None:
-        """A guest write of any width to I/O port ``port`` signals ``eventfd``, as long as the VM lives."""
-        flags = abi.KVM_IOEVENTFD_FLAG_PIO
-        self.call(abi.KVM_IOEVENTFD, abi.kvm_ioeventfd(addr=port, fd=eventfd, flags=flags))
+        ``address`` is guest-physical, or an I/O port where ``port``.
+        """
+        flags = 0 if assign else abi.KVM_IOEVENTFD_FLAG_DEASSIGN
+        flags |= abi.KVM_IOEVENTFD_FLAG_PIO if port else 0
+        self.call(abi.KVM_IOEVENTFD, abi.kvm_ioeventfd(addr=address, len=width, fd=eventfd, flags=flags))
 
     def irqfd(self, gsi: int, eventfd: int, *, assign: bool) -> None:
         """A signal on ``eventfd`` raises ``gsi`` by its route; a pending one does so at once."""

@@ -56,16 +56,16 @@ class MemorySlots:
     def ring(self, doorbell: Doorbell, gpa: int, *, assign: bool) -> None:
         self._vm.ioeventfd(gpa + doorbell.offset, doorbell.eventfd, assign=assign)
 
-    def drop_writes(self, addresses: Iterable[int]) -> None:
-        """Let the kernel drop 4-byte guest writes at ``addresses``, where a write changes nothing.
+    def drop_writes(self, addresses: Iterable[int], *, width: int = 0, port: bool = False) -> None:
+        """Let the kernel drop guest writes of ``width`` bytes (0: any) where a write changes nothing.
 
         To the guest it is the same, to us an exit less.  KVM drops a write that signals an eventfd;
         nobody listens to this one.
         """
         eventfd = os.eventfd(0, os.EFD_CLOEXEC)
         try:
-            for gpa in addresses:
-                self._vm.ioeventfd(gpa, eventfd, assign=True, width=4)
+            for address in addresses:
+                self._vm.ioeventfd(address, eventfd, assign=True, width=width, port=port)
         finally:
             os.close(eventfd)  # KVM holds it
 

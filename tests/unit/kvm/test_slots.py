@@ -26,7 +26,8 @@ class FakeVm:
             assert gpa + size <= start or start + length <= gpa
         self.slots[slot] = (gpa, size, host, readonly)
 
-    def ioeventfd(self, gpa: int, eventfd: int, *, assign: bool, width: int = 0) -> None:
+    def ioeventfd(self, gpa: int, eventfd: int, *, assign: bool, width: int = 0, port: bool = False) -> None:
+        assert not port
         if assign:
             os.fstat(eventfd)
             self.doorbells[gpa] = eventfd
@@ -87,6 +88,6 @@ def test_a_doorbell_is_at_its_offset(vm: FakeVm, slots: MemorySlots) -> None:
 
 def test_only_whole_registers_are_dropped_and_no_descriptor_stays(vm: FakeVm, slots: MemorySlots) -> None:
     before = os.listdir("/proc/self/fd")
-    slots.drop_writes([0x8000_0018, 0x8000_001C])
+    slots.drop_writes([0x8000_0018, 0x8000_001C], width=4)
     assert vm.widths == {0x8000_0018: 4, 0x8000_001C: 4}
     assert os.listdir("/proc/self/fd") == before

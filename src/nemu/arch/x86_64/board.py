@@ -92,7 +92,7 @@ class Board:
     ) -> None:
         """The platform registers, the IOAPIC and, if asked for, the serial port."""
         machine = self._machine
-        vm.drop_port_writes(kvm_vm, (layout.LEGACY_PCI_ADDRESS_PORT,))
+        slots.drop_writes([layout.LEGACY_PCI_ADDRESS_PORT], port=True)
 
         def add(name: str, gpa: int, handler: BusHandler, pages: Pages) -> None:
             bus.place(Window(name, PAGE, handler, pages), gpa)

@@ -62,20 +62,6 @@ def _reserve_real_mode_pages(vm: Vm) -> None:
         raise HostError(f"KVM_SET_TSS_ADDR: {os.strerror(ctypes.get_errno())}")
 
 
-def drop_port_writes(vm: Vm, ports: tuple[int, ...]) -> None:
-    """Let the kernel drop guest writes to ``ports``, which nothing answers.
-
-    To the guest it is the same; to us it is an exit less for each.  KVM drops a write that
-    signals an eventfd, and here nobody listens to it.
-    """
-    eventfd = os.eventfd(0, os.EFD_CLOEXEC)
-    try:
-        for port in ports:
-            vm.port_ioeventfd(port, eventfd)
-    finally:
-        os.close(eventfd)  # KVM holds it
-
-
 class KernelPin:
     """A pin of the in-kernel IOAPIC as an edge-triggered line (interfaces.IrqLine)."""
 
