@@ -41,9 +41,9 @@ def _assemble(machine: Machine, config: MachineConfig, peripherals: Peripherals)
     vm = system.create_vm()
     at_close(vm.close)
 
-    ram = GuestRam(board.ram_regions)
+    ram = machine.ram = GuestRam(board.ram_regions)
     at_close(ram.close)
-    slots = MemorySlots(vm)
+    slots = machine.slots = MemorySlots(vm)
     slots.add_ram(ram)
     router = board.create_irqchip(vm)
     vcpus = board.create_vcpus(vm)
@@ -55,7 +55,7 @@ def _assemble(machine: Machine, config: MachineConfig, peripherals: Peripherals)
     for device in peripherals.devices(machine):
         slot = host.free_slot()
         if slot is None:
-            raise ConfigError("--disk and --net", "", "a machine has room for 31 devices in all")
+            raise ConfigError(device.name, "", "has no free slot: a machine has room for 31 devices in all")
         transport = VirtioPci(
             device,
             host,

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nemu.bus.address_space import AddressSpace
+    from nemu.kvm.slots import MemorySlots
     from nemu.kvm.vcpu import VcpuThread
     from nemu.loop import Loop
+    from nemu.memory import GuestRam
 
 
 class Outcome(Enum):
@@ -31,6 +33,8 @@ class Outcome(Enum):
 class Machine:
     """Owned by ``build``, which adds the parts: ``vcpus``, ``power_button``, ``devices``, ``at_close``.
 
+    ``ram`` and ``slots`` are for devices that bring memory, or hand RAM to a data plane outside.
+
     ``memory_bus`` and ``port_bus`` count the accesses of the guest.  ``devices`` are (name,
     where it is), for reports; ``last_words`` is the end of the log of a kernel that panicked.
     """
@@ -39,6 +43,8 @@ class Machine:
         self.lock = lock
         self.loop = loop
         self.vcpus: list[VcpuThread] = []
+        self.ram: GuestRam
+        self.slots: MemorySlots
         self.memory_bus: AddressSpace
         self.port_bus: AddressSpace
         self.power_button: Callable[[], None] = lambda: None

@@ -1,11 +1,12 @@
-"""Guest RAM: one shared memfd, mapped region by region, and bounds-checked access to it."""
+"""Guest memory: shared mappings at guest-physical addresses, and bounds-checked access to them."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from nemu.errors import GuestError, HostError
 
@@ -18,37 +19,59 @@ def host_address(mapping: mmap.mmap) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(mapping))
 
 
-class GuestRam:
-    """The RAM regions of a machine, implementing interfaces.GuestMemory.
+class Region(NamedTuple):
+    """``size`` bytes of guest memory at ``gpa``: ``offset`` of the file ``fd``, mapped at ``host_address``.
 
-    ``regions`` are (gpa, size) pairs, page-aligned and disjoint.  Host memory is taken only
-    as the guest touches it, so the sum may exceed what the host has.  The memfd is shared,
-    so that other processes (vhost-user) can map the same RAM: region N lies in it behind
-    the regions before it.
+    What another process (vhost-user) or the host kernel (vhost) needs to reach the same memory.
+    """
+
+    gpa: int
+    size: int
+    host_address: int
+    fd: int
+    offset: int
+    mapping: mmap.mmap
+
+
+class GuestRam:
+    """The memory of a machine, implementing interfaces.GuestMemory.
+
+    ``regions`` are (gpa, size) pairs of RAM, page-aligned and disjoint; they lie one behind the other in one
+    shared memfd.  Host memory is taken only as the guest touches it, so the sum may exceed what the host
+    has.  ``ranges`` are what was given; ``regions`` has also what was added (files: persistent memory).
     """
 
     def __init__(self, regions: Sequence[tuple[int, int]]) -> None:
-        self.regions = tuple(regions)
+        self.ranges = tuple(regions)
         total = sum(size for _, size in regions)
         self.fd = os.memfd_create(MEMFD_NAME, os.MFD_CLOEXEC)
-        self._mappings: list[mmap.mmap] = []
+        self.regions: list[Region] = []
         self._spans: list[tuple[int, int, memoryview]] = []
+        self._watchers: list[Callable[[], None]] = []
         try:
             os.ftruncate(self.fd, total)
             offset = 0
             for gpa, size in regions:
-                mapping = mmap.mmap(self.fd, size, flags=mmap.MAP_SHARED, offset=offset)
-                self._mappings.append(mapping)
-                self._spans.append((gpa, gpa + size, memoryview(mapping)))
+                self.add(gpa, mmap.mmap(self.fd, size, flags=mmap.MAP_SHARED, offset=offset), self.fd, offset)
                 offset += size
         except OSError as error:
             self.close()
             raise HostError(f"cannot map {total >> 20} MiB of guest memory: {error.strerror}") from error
 
-    @property
-    def host_addresses(self) -> tuple[int, ...]:
-        """The host virtual address of each region, in the order of ``regions``."""
-        return tuple(host_address(mapping) for mapping in self._mappings)
+    def add(self, gpa: int, mapping: mmap.mmap, fd: int, offset: int = 0) -> Region:
+        """Make ``mapping`` (of ``fd`` from ``offset``) guest memory at ``gpa``; it is closed with the RAM.
+
+        ``fd`` stays the caller's, open as long as this.  Showing it to the guest is for MemorySlots.
+        """
+        region = Region(gpa, len(mapping), host_address(mapping), fd, offset, mapping)
+        self.regions.append(region)
+        self._spans.append((gpa, gpa + region.size, memoryview(mapping)))
+        self._changed()
+        return region
+
+    def watch(self, callback: Callable[[], None]) -> None:
+        """Call after each change of ``regions``."""
+        self._watchers.append(callback)
 
     def view(self, gpa: int, length: int) -> memoryview:
         if length > 0:
@@ -57,13 +80,20 @@ class GuestRam:
                     return span[gpa - start : gpa - start + length]
         raise GuestError(f"no RAM at {gpa:#x}, {length} bytes")
 
+    def host_address(self, gpa: int, length: int) -> int:
+        """The virtual address here of ``length`` bytes at ``gpa``.  Raises GuestError as ``view`` does."""
+        for region in self.regions:
+            if region.gpa <= gpa and gpa + length <= region.gpa + region.size:
+                return region.host_address + gpa - region.gpa
+        raise GuestError(f"no RAM at {gpa:#x}, {length} bytes")
+
     def populate(self, gpa: int, length: int) -> None:
         """Take the host memory of a range now, at once: far cheaper than page by page as it is written."""
-        for mapping, (start, end, _) in zip(self._mappings, self._spans, strict=True):
-            if start <= gpa and gpa + length <= end:
-                first = (gpa - start) & -mmap.PAGESIZE
+        for region in self.regions:
+            if region.gpa <= gpa and gpa + length <= region.gpa + region.size:
+                first = (gpa - region.gpa) & -mmap.PAGESIZE
                 try:
-                    mapping.madvise(_MADV_POPULATE_WRITE, first, gpa - start + length - first)
+                    region.mapping.madvise(_MADV_POPULATE_WRITE, first, gpa - region.gpa + length - first)
                 except OSError:  # before Linux 5.14; or no memory left, which the write itself will tell
                     return
 
@@ -75,13 +105,17 @@ class GuestRam:
 
     def close(self) -> None:
         """Give the memory back.  A view still in use (an I/O in flight) keeps its region mapped."""
+        self._watchers.clear()
         self._spans.clear()
-        for mapping in self._mappings:
+        while self.regions:
             try:
-                mapping.close()
+                self.regions.pop().mapping.close()
             except BufferError:
                 continue
-        self._mappings.clear()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+    def _changed(self) -> None:
+        for callback in self._watchers:
+            callback()

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from nemu.errors import GuestError
+from nemu.errors import GuestError, HostError
 from nemu.interfaces import GuestMemory
 from nemu.virtio.queue import Queue
 
@@ -38,13 +38,13 @@ class Used:
 class FakeTransport:
     """Implements nemu.virtio.device.Transport and remembers what it was told."""
 
-    stopped: list[GuestError] = field(default_factory=list)
+    stopped: list[GuestError | HostError] = field(default_factory=list)
     config_changes: int = 0
 
     def config_changed(self) -> None:
         self.config_changes += 1
 
-    def stop(self, error: GuestError) -> None:
+    def stop(self, error: GuestError | HostError) -> None:
         self.stopped.append(error)
 
 

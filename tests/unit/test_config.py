@@ -9,18 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemu import config, syntax
+from nemu import syntax
 from nemu.arch.x86_64 import layout
-from nemu.config import (
-    MIB,
-    ChardevConfig,
-    DiskConfig,
-    Given,
-    MachineConfig,
-    NetConfig,
-    RunOptions,
-    assemble,
-)
+from nemu.config import MIB, Given, MachineConfig, RunOptions, assemble, settings
+from nemu.config import machine as machine_config
+from nemu.config.chardev import ChardevConfig
+from nemu.config.disk import DiskConfig
+from nemu.config.net import NetConfig
 from nemu.errors import ConfigError
 
 
@@ -88,9 +83,9 @@ def test_any_text_is_a_size_or_a_value_error(text: str) -> None:
 
 
 def test_limits_agree_with_the_machine() -> None:
-    assert config.MAX_CPUS == layout.MAX_CPUS
-    assert config.MIN_MEMORY == layout.MIN_MEMORY
-    assert layout.ram_regions(config.MAX_MEMORY)[-1][1] > 0
+    assert machine_config.MAX_CPUS == layout.MAX_CPUS
+    assert machine_config.MIN_MEMORY == layout.MIN_MEMORY
+    assert layout.ram_regions(machine_config.MAX_MEMORY)[-1][1] > 0
 
 
 @pytest.mark.parametrize("cpus", ["0", "256", "-1", "1.0", "", "two", "9" * 5000, True])
@@ -244,7 +239,7 @@ def test_json_that_is_no_machine_is_a_value_error(text: str) -> None:
 
 
 def test_every_field_is_a_setting_with_help() -> None:
-    options = [setting.option for setting in config.settings()]
+    options = [setting.option for setting in settings()]
     fields = dataclasses.fields(MachineConfig) + dataclasses.fields(RunOptions)
     assert len(options) == len(set(options)) == len(fields)
-    assert all(setting.help and setting.metavar for setting in config.settings())
+    assert all(setting.help and setting.metavar for setting in settings())

@@ -10,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nemu import config_file
-from nemu.config import ChardevConfig, DiskConfig, MachineConfig, NetConfig, RunOptions, assemble
+from nemu.config import MachineConfig, RunOptions, assemble
+from nemu.config.chardev import ChardevConfig
+from nemu.config.disk import DiskConfig
+from nemu.config.net import NetConfig
 from nemu.errors import ConfigError
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from nemu.config import ChardevConfig, MachineConfig, RunOptions
+from nemu.config import MachineConfig, RunOptions
+from nemu.config.chardev import ChardevConfig
 from nemu.machine import Outcome
 from nemu.session import STATUS, Session
 

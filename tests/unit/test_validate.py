@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from nemu.boot import loader
-from nemu.config import ChardevConfig, DiskConfig, MachineConfig, NetConfig, RunOptions
+from nemu.config import MachineConfig, RunOptions
+from nemu.config.chardev import ChardevConfig
+from nemu.config.disk import DiskConfig
+from nemu.config.net import NetConfig
 from nemu.errors import ConfigError
 from nemu.validate import validate
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from nemu.backends.output import Output
-from nemu.config import ChardevConfig
+from nemu.config.chardev import ChardevConfig
 from nemu.errors import ConfigError
 from nemu.interfaces import EventLoop
 

@@ -71,13 +71,13 @@ def load(memory: GuestRam, *, kernel: str, initrd: str, cmdline: str, rsdp: int)
     ``initrd`` and ``cmdline`` may be ""; ``rsdp`` is the address of the ACPI RSDP.  Raises
     ConfigError for every fault of the files; guest RAM is undefined then.
     """
-    low_end = memory.regions[0][1]
+    low_end = memory.ranges[0][1]
     with _returned_buffers(), ImageFile("--kernel", kernel) as file:
         image = _parse(file, low_end)
         memory.write(layout.CMDLINE, _encode(cmdline, _cmdline_limit(image)) + b"\0")
         loaded = _load_kernel(memory, file, image, low_end)
     placed = _load_initrd(memory, initrd, loaded, low_end) if initrd else None
-    map_entries = memory_map(memory.regions)
+    map_entries = memory_map(memory.ranges)
     if loaded.protocol == "pvh":
         info = pvh.start_info(
             layout.PVH_START_INFO, cmdline=layout.CMDLINE, rsdp=rsdp, initrd=placed, memory_map=map_entries

@@ -13,7 +13,7 @@ from nemu.memory import host_address
 if TYPE_CHECKING:
     from nemu.interfaces import Doorbell, Pages
     from nemu.kvm.handles import Vm
-    from nemu.memory import GuestRam
+    from nemu.memory import GuestRam, Region
 
 PAGE_SIZE = 4096
 
@@ -38,8 +38,12 @@ class MemorySlots:
         self._mapped: dict[int, tuple[int, Pages]] = {}  # gpa -> slot; holds the pages while KVM does
 
     def add_ram(self, ram: GuestRam) -> None:
-        for (gpa, size), host in zip(ram.regions, ram.host_addresses, strict=True):
-            self._vm.set_memory(self._take(), gpa, size, host)
+        for region in ram.regions:
+            self.add_region(region)
+
+    def add_region(self, region: Region, *, readonly: bool = False) -> None:
+        """Show a region of guest memory to the guest; its writes exit only where ``readonly``."""
+        self._vm.set_memory(self._take(), region.gpa, region.size, region.host_address, readonly=readonly)
 
     def map_pages(self, pages: Pages, gpa: int, *, readonly: bool = True) -> None:
         """Show ``pages`` to the guest at ``gpa``; unless ``readonly`` its writes do not exit either."""

@@ -20,8 +20,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol
 
-from nemu.errors import GuestError
+from nemu.errors import GuestError, HostError
 from nemu.interfaces import EventLoop
+from nemu.virtio.common_config import F_EVENT_IDX, F_INDIRECT_DESC
 from nemu.virtio.queue import Chain, Queue
 
 # Chains handled in one go by one queue, so that a driver on another CPU that refills its ring as fast as
@@ -36,8 +37,11 @@ class Transport(Protocol):
         """``VirtioDevice.config`` changed: show it to the driver, new generation, interrupt."""
         ...
 
-    def stop(self, error: GuestError) -> None:
-        """The driver broke the rules: DEVICE_NEEDS_RESET, logged once.  Calls ``deactivate``."""
+    def stop(self, error: GuestError | HostError) -> None:
+        """The driver broke the rules, or the host's side is lost: DEVICE_NEEDS_RESET, logged once.
+
+        Calls ``deactivate``.
+        """
         ...
 
 
@@ -59,13 +63,15 @@ class VirtioDevice(ABC):
     """One virtio device without its transport.
 
     ``queue_sizes`` are the largest sizes, one for each queue.  ``features`` are the bits of this
-    device type (below 24, or 50 and up); the transport adds those of 6 (VERSION_1, EVENT_IDX, ...).
+    device type (below 24, or 50 and up); the transport adds VERSION_1.  ``ring_features`` are those of 6
+    that whoever serves the queues can do.
     ``config`` is the device-specific configuration space, always equal to what a read gives.
     """
 
     device_id: int
     queue_sizes: tuple[int, ...]
     features: int
+    ring_features = F_INDIRECT_DESC | F_EVENT_IDX
 
     def __init__(self, name: str, config: bytes) -> None:
         self.name = name
@@ -74,6 +80,10 @@ class VirtioDevice(ABC):
     @abstractmethod
     def activate(self, features: int, queues: tuple[Queue | None, ...], transport: Transport) -> None:
         """The driver is ready (DRIVER_OK).  ``queues`` has None where the driver enabled none."""
+
+    def serves(self, index: int) -> bool:
+        """Whether ``notify`` is called for queue ``index``; else a data plane outside hears its kicks."""
+        return True
 
     @abstractmethod
     def notify(self, index: int) -> None:

@@ -23,7 +23,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from nemu.bus.regmap import ones
-from nemu.errors import GuestError
+from nemu.errors import GuestError, HostError
 from nemu.interfaces import Doorbell, Window
 from nemu.pci.msix import MAX_VECTORS, MsixTable, MsixVector
 from nemu.virtio.common_config import (
@@ -90,7 +90,7 @@ class VirtioPci:
         self._doorbells = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in device.queue_sizes]
         self._common = CommonConfig(
             pages.view[COMMON : COMMON + COMMON_MAP.size],
-            features=device.features,
+            features=device.features | device.ring_features,
             queue_sizes=device.queue_sizes,
             vectors=count,
             status_written=self._set_status,
@@ -174,16 +174,20 @@ class VirtioPci:
         common = self._common
         common.active = True
         try:
-            queues = tuple(self._build_queue(setup) if setup.enabled else None for setup in common.queues)
+            queues = tuple(
+                self._build_queue(index, setup) if setup.enabled else None
+                for index, setup in enumerate(common.queues)
+            )
             self.device.activate(common.driver_features, queues, self)
         except GuestError as error:
             self.stop(error)
             return
         for index, queue in enumerate(queues):
-            if queue is not None and common.active:  # the device may have stopped itself already
+            # The device may have stopped itself already.
+            if queue is not None and common.active and self.device.serves(index):
                 self._loop.add_reader(self._doorbells[index], partial(self._notified, index))
 
-    def _build_queue(self, setup: QueueSetup) -> Queue:
+    def _build_queue(self, index: int, setup: QueueSetup) -> Queue:
         return Queue(
             self._memory,
             size=setup.size,
@@ -193,6 +197,8 @@ class VirtioPci:
             event_idx=bool(self._common.driver_features & F_EVENT_IDX),
             interrupt=self._interrupt(setup.vector),
             max_size=setup.max_size,
+            kick=self._doorbells[index],
+            call=-1 if setup.vector == NO_VECTOR else self._msix.vectors[setup.vector].eventfd,
         )
 
     def _interrupt(self, vector: int) -> Callable[[], None]:
@@ -242,7 +248,7 @@ class VirtioPci:
         self._common.next_generation()
         self._interrupt_config()
 
-    def stop(self, error: GuestError) -> None:
+    def stop(self, error: GuestError | HostError) -> None:
         if self._common.status & NEEDS_RESET:
             return
         if not self._logged:

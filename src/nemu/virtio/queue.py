@@ -68,6 +68,9 @@ class Queue:
     ``interrupt`` is called when the driver wants to hear of used buffers.  Raises GuestError
     when the size or an address is not what 2.7 allows.
 
+    A data plane outside (vhost) takes the addresses and two eventfds, and nothing else is called then: the
+    driver signals ``kick``, and a signal on ``call`` is the interrupt (-1 where the driver wants none).
+
     A device drains a queue like this, and so misses no buffer::
 
         queue.disable_notifications()
@@ -88,6 +91,8 @@ class Queue:
         event_idx: bool,
         interrupt: Callable[[], None],
         max_size: int = MAX_QUEUE_SIZE,
+        kick: int = -1,
+        call: int = -1,
     ) -> None:
         if not 0 < size <= min(max_size, MAX_QUEUE_SIZE) or size & (size - 1):
             raise GuestError(f"queue size {size} is not a power of two of at most {max_size}")
@@ -99,6 +104,8 @@ class Queue:
             if address % alignment:
                 raise GuestError(f"{name} ring at {address:#x} is not aligned to {alignment} bytes")
         self.size = size
+        self.desc, self.avail, self.used = desc, avail, used
+        self.kick, self.call = kick, call
         self.in_flight = 0  # chains popped and not yet pushed
         self._memory = memory
         self._table = memory.view(desc, 16 * size)

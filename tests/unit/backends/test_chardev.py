@@ -18,7 +18,7 @@ from fakes.loop import FakeLoop
 from nemu.backends.chardev import Chardev, open_chardev
 from nemu.backends.output import BUFFER_SIZE
 from nemu.backends.stdio import TYPE_AHEAD, StdioChardev
-from nemu.config import ChardevConfig
+from nemu.config.chardev import ChardevConfig
 from nemu.errors import ConfigError
 
 

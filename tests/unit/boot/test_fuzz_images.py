@@ -122,4 +122,4 @@ def test_a_kernel_that_shrinks_while_it_is_read(ram: GuestRam, tmp_path: Path) -
             return super().view(gpa, length)
 
     with pytest.raises(ConfigError, match="is truncated"):
-        load(Cutting(ram.regions), kernel=str(path), initrd="", cmdline="", rsdp=layout.ACPI_TABLES)
+        load(Cutting(ram.ranges), kernel=str(path), initrd="", cmdline="", rsdp=layout.ACPI_TABLES)

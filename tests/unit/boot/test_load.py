@@ -22,7 +22,7 @@ Image = Callable[..., str]
 
 
 def start(ram: GuestRam, kernel: str, initrd: str = "", cmdline: str = "quiet") -> Entry:
-    check(kernel, initrd, cmdline, ram.regions[0][1])
+    check(kernel, initrd, cmdline, ram.ranges[0][1])
     return load(ram, kernel=kernel, initrd=initrd, cmdline=cmdline, rsdp=RSDP)
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from nemu import validate
 from nemu.cli import main, parser, run
-from nemu.config import DiskConfig, MachineConfig, RunOptions
+from nemu.config import MachineConfig, RunOptions
+from nemu.config.disk import DiskConfig
 
 
 class Probe(NamedTuple):

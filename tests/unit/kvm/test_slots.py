@@ -49,7 +49,7 @@ def slots(vm: FakeVm) -> MemorySlots:
 def test_ram_is_writable_at_every_region(vm: FakeVm, slots: MemorySlots) -> None:
     ram = GuestRam([(0, 0x10000), (1 << 32, 0x20000)])
     slots.add_ram(ram)
-    hosts = ram.host_addresses
+    hosts = [region.host_address for region in ram.regions]
     assert sorted(vm.slots.values()) == [
         (0, 0x10000, hosts[0], False),
         (1 << 32, 0x20000, hosts[1], False),

@@ -19,7 +19,8 @@ from nemu.host.emulated.client import Job, JobError
 from nemu.host.emulated.host import PATH, Host
 
 if TYPE_CHECKING:
-    from nemu.config import ChardevConfig, MachineConfig, RunOptions
+    from nemu.config import MachineConfig, RunOptions
+    from nemu.config.chardev import ChardevConfig
 
 MIB = 1 << 20
 INSIDE = "/run/nemu"
@@ -80,7 +81,7 @@ class _Session:
         self._sinks: dict[int, wire.Sink] = {}
         self._signals = 0
         self._stdio = "stdio" in (config.console.kind, config.serial.kind)
-        disks = tuple(replace(disk, path=host.attach(disk.path, disk.readonly)) for disk in config.disks)
+        disks = tuple(disk._replace(path=host.attach(disk.path, disk.readonly)) for disk in config.disks)
         self._config = replace(
             config,
             kernel=config.kernel and f"{INSIDE}/kernel",
@@ -158,10 +159,10 @@ class _Session:
         if chardev.kind == "file":
             self._outputs.append(inside)
             self._sinks[3 + len(self._outputs)] = wire.Sink(_create(option, chardev.path))
-            return replace(chardev, path=inside)
+            return chardev._replace(path=inside)
         if chardev.kind == "socket":
             self._listen(option, chardev.path, inside)
-            return replace(chardev, path=inside)
+            return chardev._replace(path=inside)
         return chardev
 
     def _listen(self, option: str, path: str, inside: str) -> None:

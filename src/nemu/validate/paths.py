@@ -1,0 +1,49 @@
+"""Files and directories that settings name."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from nemu.errors import ConfigError
+
+SOCKET_PATH_MAX = 107  # bytes: sun_path less its terminator
+
+
+def readable(option: str, path: str) -> os.stat_result:
+    """Raise ConfigError unless ``path`` is there, no directory, and can be read."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise ConfigError(option, path, (error.strerror or str(error)).lower()) from None
+    if stat.S_ISDIR(found.st_mode):
+        raise ConfigError(option, path, "is a directory, must be a file")
+    if not os.access(path, os.R_OK):
+        raise ConfigError(option, path, "cannot be read (permission denied)")
+    return found
+
+
+def output(option: str, path: str) -> None:
+    """Raise ConfigError unless ``path`` can be written or made."""
+    if os.path.isdir(path):
+        raise ConfigError(option, path, "is a directory, must be a file")
+    if not os.path.exists(path):
+        folder(option, path)
+    elif not os.access(path, os.W_OK):
+        raise ConfigError(option, path, "cannot be written (permission denied)")
+
+
+def socket(option: str, path: str) -> None:
+    """Raise ConfigError unless a Unix socket can be made at ``path``."""
+    if len(os.fsencode(path)) > SOCKET_PATH_MAX:
+        raise ConfigError(option, path, f"a socket path has at most {SOCKET_PATH_MAX} bytes")
+    folder(option, path)
+
+
+def folder(option: str, path: str) -> None:
+    """Raise ConfigError unless a file can be made in the directory of ``path``."""
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        raise ConfigError(option, path, f"there is no directory {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(option, path, f"no permission to make a file in {folder}")
