@@ -17,6 +17,7 @@ from nemu.errors import ConfigError
 if TYPE_CHECKING:
     from nemu.config.disk import DiskConfig
     from nemu.config.net import NetConfig
+    from nemu.config.pmem import PmemConfig
 
 MIB = syntax.MIB
 MAX_CPUS = 255  # xAPIC ids
@@ -101,6 +102,19 @@ class MachineConfig:
     )
     rng: bool = setting(
         True, Setting("rng", syntax.switch, "on|off", "virtio entropy device (default: on)", device=True)
+    )
+    pmems: tuple[PmemConfig, ...] = setting(
+        (),
+        Setting(
+            "pmem",
+            Kind("pmem", "PmemConfig"),
+            "PATH[,readonly=on|off]",
+            "persistent memory: a file of whole 2 MiB, mapped into the guest (/dev/pmem0, mount -o dax); "
+            "repeat for more",
+            many=True,
+            paths=True,
+            device=True,
+        ),
     )
     console: ChardevConfig = setting(
         ChardevConfig("stdio"),

@@ -60,14 +60,17 @@ class Board:
             limit = (1 << self.physical_bits) - layout.LOW_RAM_END >> 30
             problem = f"must be at most {limit}G: this CPU's guests have {self.physical_bits} address bits"
             raise ConfigError("--memory", f"{config.memory >> 20}M", problem)
+        self.device_memory = layout.device_memory(config.memory, self.physical_bits)
         pci64 = layout.pci64_window(config.memory, self.physical_bits)
         self.apertures = ((layout.PCI32_START, layout.PCI32_END), pci64)
 
     @property
     def reserved(self) -> tuple[tuple[int, int], ...]:
-        """(gpa, size) of what is not the bus's: RAM, the local APICs, KVM's pages for real mode."""
+        """(gpa, size) of what is not the bus's: RAM and device memory, the local APICs, KVM's pages for real
+        mode."""
         kvm_pages = (layout.KVM_IDENTITY_MAP, 4 * PAGE)
-        return (*self.ram_regions, (layout.LAPIC, PAGE), kvm_pages)
+        start, end = self.device_memory
+        return (*self.ram_regions, (start, end - start), (layout.LAPIC, PAGE), kvm_pages)
 
     def create_irqchip(self, kvm_vm: Vm) -> MsiRoutes:
         """Before the first vCPU; gives the table for the devices' messages."""
