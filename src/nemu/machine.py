@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from nemu.errors import HostError
 
 if TYPE_CHECKING:
+    from nemu.balloon import Balloon
     from nemu.bus.address_space import AddressSpace
     from nemu.kvm.slots import MemorySlots
     from nemu.kvm.vcpu import VcpuThread
@@ -53,6 +54,7 @@ class Machine:
         self.memory_bus: AddressSpace
         self.port_bus: AddressSpace
         self.power_button: Callable[[], None] = lambda: None
+        self.balloon: Balloon | None = None
         self.devices: list[tuple[str, str]] = []
         self.last_words: list[str] = []
         self.checks: list[Callable[[], None]] = []

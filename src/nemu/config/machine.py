@@ -15,6 +15,7 @@ from nemu.config.setting import Given, Kind, Setting, setting
 from nemu.errors import ConfigError
 
 if TYPE_CHECKING:
+    from nemu.config.balloon import BalloonConfig
     from nemu.config.disk import DiskConfig
     from nemu.config.net import NetConfig
     from nemu.config.pmem import PmemConfig
@@ -116,6 +117,17 @@ class MachineConfig:
             device=True,
         ),
     )
+    balloon: BalloonConfig | None = setting(
+        None,
+        Setting(
+            "balloon",
+            Kind("balloon", "BalloonConfig"),
+            "on|off|SIZE[,reporting=on|off][,deflate_on_oom=on|off][,statistics=SECONDS]",
+            "virtio balloon: memory that is free in the guest goes back to the host (reporting), and SIZE of "
+            "it from the start (default: off)",
+            device=True,
+        ),
+    )
     console: ChardevConfig = setting(
         ChardevConfig("stdio"),
         Setting(
@@ -154,7 +166,8 @@ class MachineConfig:
                 how: Setting = item.metadata["setting"]
                 if load := getattr(how.read, "load", None):
                     given = values[item.name]
-                    values[item.name] = tuple(map(load, given)) if how.many else load(given)
+                    if given is not None or item.default is not None:
+                        values[item.name] = tuple(map(load, given)) if how.many else load(given)
             return cls(**values)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise ValueError(f"not a machine that nemu wrote ({error})") from None

@@ -26,6 +26,7 @@ KINDS = (
     ("nets", "nets", "Nets"),
     ("rng", "rng", "Rng"),
     ("pmems", "pmems", "Pmems"),
+    ("balloon", "balloon", "BalloonDevice"),
 )
 
 
