@@ -52,6 +52,8 @@ def _assemble(machine: Machine, config: MachineConfig, peripherals: Peripherals)
     bus = machine.memory_bus = AddressSpace(slots, board.reserved, board.physical_bits)
     ports = machine.port_bus = AddressSpace(bits=16)
     board.add_devices(vm, slots, bus, ports, peripherals.serial)
+    if peripherals.watchdog:
+        board.add_watchdog(bus, peripherals.watchdog)
     host = HostBridge(bus, HostPages(BUS_SIZE), board.ecam, board.ecam_size, board.apertures)
     for device in peripherals.devices(machine):
         slot = host.free_slot()

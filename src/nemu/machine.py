@@ -28,6 +28,7 @@ class Outcome(Enum):
     POWER_OFF = "the guest powered off"
     RESET = "the guest reset the machine"
     PANIC = "the guest panicked"
+    WATCHDOG = "the guest did not feed its watchdog"
     TIMEOUT = "the time was up"
     QUIT = "the user left"
     KILLED = "the user ended it"

@@ -128,6 +128,16 @@ class MachineConfig:
             device=True,
         ),
     )
+    watchdog: str = setting(
+        "off",
+        Setting(
+            "watchdog",
+            syntax.choice("off", "reset", "poweroff", "panic", "none"),
+            "off|reset|poweroff|panic|none",
+            "a watchdog, and what happens when the guest does not feed it; panic ends nemu with status 3, "
+            "none is only a line (default: off)",
+        ),
+    )
     console: ChardevConfig = setting(
         ChardevConfig("stdio"),
         Setting(

@@ -47,6 +47,7 @@ POWER = PLATFORM + 0x0000  # sleep control, sleep status, reset
 GED = PLATFORM + 0x1000  # generic event device: pending events, acknowledge
 PVPANIC = PLATFORM + 0x2000
 ERST = PLATFORM + 0x3000  # error record serialization: a panicking kernel's last words
+WATCHDOG = PLATFORM + 0x4000
 ERST_BUFFER = PLATFORM + 0x8000  # plain memory
 ERST_BUFFER_SIZE = 16 * KIB
 
