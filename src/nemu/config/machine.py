@@ -138,6 +138,18 @@ class MachineConfig:
             "none is only a line (default: off)",
         ),
     )
+    cloud_init: str = setting(
+        "",
+        Setting(
+            "cloud-init",
+            syntax.path,
+            "DIR",
+            "a seed for cloud-init (NoCloud), made of DIR's user-data, meta-data, network-config and "
+            "vendor-data, as one more read-only disk",
+            paths=True,
+            device=True,
+        ),
+    )
     console: ChardevConfig = setting(
         ChardevConfig("stdio"),
         Setting(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # (field of MachineConfig, module here, class), in the order of their slots on the bus behind the console's.
 KINDS = (
     ("disks", "disks", "Disks"),
+    ("cloud_init", "cloud_init", "CloudInit"),
     ("nets", "nets", "Nets"),
     ("rng", "rng", "Rng"),
     ("pmems", "pmems", "Pmems"),

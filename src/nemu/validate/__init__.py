@@ -24,6 +24,7 @@ KINDS = (
     ("disks", "disks"),
     ("nets", "nets"),
     ("pmems", "pmems"),
+    ("cloud_init", "cloud_init"),
 )
 
 
