@@ -18,12 +18,15 @@ from fakes.driver import FakeTransport
 from fakes.loop import FakeLoop
 from nemu.backends.chardev import Chardev
 from nemu.backends.disk import Disk
+from nemu.balloon import Balloon
 from nemu.errors import GuestError
 from nemu.memory import GuestRam
+from nemu.virtio.balloon import VirtioBalloon
 from nemu.virtio.blk import VirtioBlk
 from nemu.virtio.console import VirtioConsole
 from nemu.virtio.device import VirtioDevice
 from nemu.virtio.net import VirtioNet
+from nemu.virtio.pmem import VirtioPmem
 from nemu.virtio.queue import Queue
 from nemu.virtio.rng import VirtioRng
 
@@ -71,6 +74,16 @@ class EndlessPort:
         pass
 
 
+class AnyRam:
+    """Memory of which everything may be thrown away; what really is, is tested with the balloon."""
+
+    def discard(self, gpa: int, length: int) -> None:
+        assert gpa % 4096 == length % 4096 == 0
+
+    def gpa(self, view: memoryview) -> int:
+        return 0x1234
+
+
 Make = Callable[[FakeLoop], VirtioDevice]
 
 
@@ -83,12 +96,14 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
     opened.close()
 
 
-@pytest.fixture(params=["blk", "console", "net", "rng"])
+@pytest.fixture(params=["balloon", "blk", "console", "net", "pmem", "rng"])
 def make(request: pytest.FixtureRequest, disk: Disk) -> Make:
     devices: dict[str, Make] = {
+        "balloon": lambda loop: VirtioBalloon("balloon", Balloon(RAM, 0), AnyRam(), loop),
         "blk": lambda loop: VirtioBlk("blk", disk, loop.lock, loop),
         "console": lambda loop: VirtioConsole("console", Endless(), loop),
         "net": lambda loop: VirtioNet("net", EndlessPort(disk.fd), bytes(6), loop, print),
+        "pmem": lambda loop: VirtioPmem("pmem", disk, 4 << 30, loop.lock, loop),
         "rng": lambda loop: VirtioRng("rng", loop),
     }
     return devices[request.param]
