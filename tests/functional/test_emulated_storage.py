@@ -43,7 +43,7 @@ def test_a_seed_is_found_by_its_label_with_the_right_files(tmp_path: Path) -> No
     (tmp_path / "disk").write_bytes(bytes(MIB))
     command = (
         "modprobe isofs; device=$(findfs LABEL=cidata); echo device $device;"
-        "mkdir /s; mount -t iso9660 -o ro $device /s; cd /s; ls; cat user-data network-config meta-data;"
+        "mkdir /s; mount -t iso9660 -o ro $device /s; cd /s; ls -1; cat user-data network-config meta-data;"
         "cat /sys/block/${device#/dev/}/ro"
     )
     done = run("--cloud-init", str(seed), "--disk", str(tmp_path / "disk"), *in_guest(command))
