@@ -93,9 +93,10 @@ class MachineConfig:
         Setting(
             "net",
             Kind("net", "NetConfig"),
-            "tap=NAME|fd=N|user[,mac=ADDRESS]",
-            "virtio network card on a tap, on an open tap inherited as descriptor N, or by passt, which "
-            "needs no root; repeat for more",
+            "tap=NAME|fd=N|fds=N:N|user[,mac=ADDRESS][,queues=N][,vhost=on|off|auto][,vhostfds=N:N]"
+            "[,forward=tcp|udp:[ADDRESS:]PORT:PORT]",
+            "virtio network card on a tap, on one inherited as open descriptors, one a pair of queues, or by "
+            "passt, which needs no root and leads ports of this host to the guest's; repeat for more",
             many=True,
             device=True,
         ),

@@ -47,9 +47,8 @@ def run(config: MachineConfig, options: RunOptions) -> int:
 def _refuse_taps(config: MachineConfig) -> None:
     for net in config.nets:
         if net.backend != "user":
-            value = f"tap={net.tap}" if net.backend == "tap" else f"fd={net.fd}"
             raise ConfigError(
-                "--net", value, "the emulated host cannot reach it; use --net user, or a host with KVM"
+                "--net", str(net), "the emulated host cannot reach it; use --net user, or a host with KVM"
             )
 
 
