@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nemu.config.disk import DiskConfig
     from nemu.config.net import NetConfig
     from nemu.config.pmem import PmemConfig
+    from nemu.config.vsock import VsockConfig
 
 MIB = syntax.MIB
 MAX_CPUS = 255  # xAPIC ids
@@ -94,9 +95,10 @@ class MachineConfig:
         Setting(
             "net",
             Kind("net", "NetConfig"),
-            "tap=NAME|fd=N|user[,mac=ADDRESS]",
-            "virtio network card on a tap, on an open tap inherited as descriptor N, or by passt, which "
-            "needs no root; repeat for more",
+            "tap=NAME|fd=N|fds=N:N|user[,mac=ADDRESS][,queues=N][,vhost=on|off|auto][,vhostfds=N:N]"
+            "[,forward=tcp|udp:[ADDRESS:]PORT:PORT]",
+            "virtio network card on a tap, on one inherited as open descriptors, one a pair of queues, or by "
+            "passt, which needs no root and leads ports of this host to the guest's; repeat for more",
             many=True,
             device=True,
         ),
@@ -147,6 +149,18 @@ class MachineConfig:
             "a seed for cloud-init (NoCloud), made of DIR's user-data, meta-data, network-config and "
             "vendor-data, as one more read-only disk",
             paths=True,
+            device=True,
+        ),
+    )
+    vsock: VsockConfig | None = setting(
+        None,
+        Setting(
+            "vsock",
+            Kind("vsock", "VsockConfig"),
+            "cid=N[,socket=PATH|,vhostfd=N]",
+            "virtio socket device with the guest's address N, of the host kernel (AF_VSOCK) or behind a Unix "
+            "socket",
+            path_keys=("socket",),
             device=True,
         ),
     )

@@ -29,6 +29,7 @@ KINDS = (
     ("rng", "rng", "Rng"),
     ("pmems", "pmems", "Pmems"),
     ("balloon", "balloon", "BalloonDevice"),
+    ("vsock", "vsock", "Vsock"),
 )
 
 
