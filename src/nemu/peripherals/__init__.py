@@ -26,6 +26,7 @@ KINDS = (
     ("disks", "disks", "Disks"),
     ("cloud_init", "cloud_init", "CloudInit"),
     ("nets", "nets", "Nets"),
+    ("vhost_users", "vhost_users", "VhostUsers"),
     ("rng", "rng", "Rng"),
     ("pmems", "pmems", "Pmems"),
     ("balloon", "balloon", "BalloonDevice"),

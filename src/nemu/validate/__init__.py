@@ -25,6 +25,7 @@ KINDS = (
     ("nets", "nets"),
     ("pmems", "pmems"),
     ("cloud_init", "cloud_init"),
+    ("vhost_users", "vhost_users"),
     ("vsock", "vsock"),
 )
 

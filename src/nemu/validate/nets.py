@@ -20,6 +20,8 @@ def check(nets: tuple[NetConfig, ...]) -> None:
                 if fd in fds:
                     raise ConfigError("--net", str(net), f"descriptor {fd} is given twice")
                 fds.add(fd)
+        if net.backend == "vhost-user":
+            paths.listening("--net", str(net), net.socket)
         if net.tap in taps:
             raise ConfigError("--net", str(net), "is given twice; a tap serves one network card")
         taps |= {net.tap} if net.tap else set()
@@ -30,6 +32,8 @@ def check(nets: tuple[NetConfig, ...]) -> None:
 
 
 def _check_pair(net: NetConfig, other: NetConfig) -> None:
+    if net.socket and net.socket == other.socket:
+        raise ConfigError("--net", str(net), "is given twice; it serves one network card")
     if net.mac and net.mac == other.mac:
         raise ConfigError("--net", str(net), f"mac={net.mac} is given twice")
     for one in net.forward:
