@@ -52,6 +52,7 @@ def _assemble(machine: Machine, config: MachineConfig, peripherals: Peripherals)
     ports = machine.port_bus = AddressSpace(bits=16)
     board.add_devices(vm, slots, bus, ports, peripherals.serial)
     host = HostBridge(bus, HostPages(BUS_SIZE), board.ecam, board.ecam_size, board.apertures)
+    machine.pci_functions = host.describe
     for device in peripherals.devices(machine):
         slot = host.free_slot()
         if slot is None:

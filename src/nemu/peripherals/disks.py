@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from nemu.backends.disk import Disk
+from nemu.interfaces import BlockInfo
 from nemu.peripherals.kind import Peripheral, Run
 from nemu.virtio.blk import VirtioBlk
 
@@ -22,6 +23,10 @@ class Disks(Peripheral):
 
     def _open(self, run: Run) -> None:
         self._disks = [self._keep(Disk(disk.path, disk.readonly)) for disk in run.config.disks]
+
+    def blocks(self) -> Iterator[BlockInfo]:
+        for number, disk in enumerate(self._disks):
+            yield BlockInfo(f"virtio-blk{number}", disk.path, disk.size, disk.readonly)
 
     def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
         for number, (config, disk) in enumerate(zip(self._config.disks, self._disks, strict=True)):
