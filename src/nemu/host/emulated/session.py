@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,8 @@ from nemu.host.emulated.client import Job, JobError
 from nemu.host.emulated.host import PATH, Host
 
 if TYPE_CHECKING:
+    import socket
+
     from nemu.config import MachineConfig, RunOptions
     from nemu.config.chardev import ChardevConfig
 
@@ -167,21 +168,13 @@ class _Session:
 
     def _listen(self, option: str, path: str, inside: str) -> None:
         """Each client that connects to ``path`` is connected to the socket ``inside``."""
-        import socket
+        from nemu.backends.listener import UnixListener
 
-        from nemu.backends.chardev_socket import remove_stale
+        listener = UnixListener(path, option, f"socket={path}")
+        self._stack.callback(listener.close)
+        self._serve(listener.socket, inside)
 
-        listener = self._stack.enter_context(
-            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        )
-        remove_stale(path, option)
-        try:
-            listener.bind(path)
-        except OSError as error:
-            raise ConfigError(option, f"socket={path}", f"cannot listen: {error.strerror}") from None
-        self._stack.callback(_unlink, path)
-        listener.listen(4)
-
+    def _serve(self, listener: socket.socket, inside: str) -> None:
         def accept() -> None:
             connection, _ = listener.accept()
             source, sink = wire.Source(os.dup(connection.fileno())), wire.Sink(connection.detach())
@@ -218,10 +211,3 @@ def _create(option: str, path: str) -> int:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise ConfigError(option, f"file={path}", f"cannot open it for writing: {error.strerror}") from None
-
-
-def _unlink(path: str) -> None:
-    try:
-        os.unlink(path)
-    except OSError as error:
-        print(f"nemu: cannot remove {path}: {error.strerror}", file=sys.stderr)
