@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nemu.errors import NemuError
-
 if TYPE_CHECKING:
     from nemu.config import RunOptions
     from nemu.qmp.server import Server
+    from nemu.qmp.sockets import Endpoint
     from nemu.session import Session
 
 
@@ -26,18 +25,15 @@ class Management:
 
     def open(self) -> None:
         """Before the guest runs.  Raises ConfigError and HostError."""
-        options = self._options
-        wanted = [config for config in options.qmp if config.kind != "off"]
-        if wanted:
-            from nemu.qmp.sockets import open_endpoint
+        if any(config.kind != "off" for config in self._options.qmp):
+            from nemu.qmp.sockets import open_endpoints
 
-            for config in wanted:
-                self._serving().open(open_endpoint(config))
-        if options.name:
+            for endpoint in open_endpoints(self._options):
+                self._serve(endpoint)
+        if self._options.name:
             self._enter_run_directory()
-        elif len(wanted) == len(options.qmp):
-            # Nobody has asked for this socket, so it need not be there before the guest runs.
-            self._session.loop.call_soon(self._try_run_directory)
+        else:  # nobody has asked for that, so it need not be there before the guest runs
+            self._session.loop.call_soon(self._enter_run_directory)
 
     def emit(self, event: str, /, **data: Any) -> None:
         """Tell clients of a QMP event."""
@@ -49,21 +45,16 @@ class Management:
         if self._server is not None:
             self._server.close()
 
-    def _serving(self) -> Server:
+    def _enter_run_directory(self) -> None:
+        from nemu.qmp.sockets import open_in_run_directory
+
+        endpoint = open_in_run_directory(self._options)
+        if endpoint is not None:
+            self._serve(endpoint)
+
+    def _serve(self, endpoint: Endpoint) -> None:
         if self._server is None:
             from nemu.qmp.server import Server
 
             self._server = Server(self._session, self._session.loop)
-        return self._server
-
-    def _enter_run_directory(self) -> None:
-        """Listen where nemu's own commands look for running machines."""
-        from nemu.qmp.sockets import in_run_directory
-
-        self._serving().open(in_run_directory(self._session.name))
-
-    def _try_run_directory(self) -> None:
-        try:
-            self._enter_run_directory()
-        except NemuError:
-            pass  # without a run directory a machine that nobody has named runs all the same
+        self._server.open(endpoint)

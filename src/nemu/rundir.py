@@ -17,9 +17,15 @@ from nemu.errors import ConfigError, HostError
 
 if TYPE_CHECKING:
     from nemu.backends.listener import UnixListener
+    from nemu.config import RunOptions
 
 SUFFIX = ".qmp"
 OPTION = "--name"
+
+
+def name_of(options: RunOptions) -> str:
+    """What the machine of this process is called."""
+    return options.name or f"vm-{os.getpid()}"
 
 
 def folder() -> str:

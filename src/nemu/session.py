@@ -7,13 +7,13 @@ on them, runs until its guest powers off or resets, and is taken apart; after a 
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import sys
 import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from nemu import rundir
 from nemu.build import build
 from nemu.errors import GuestCrashError, NemuError
 from nemu.kvm.vcpu import KICK_SIGNAL
@@ -77,7 +77,7 @@ class Session:
 
     def __init__(self, config: MachineConfig, options: RunOptions) -> None:
         self.config = config
-        self.name = options.name or f"vm-{os.getpid()}"
+        self.name = rundir.name_of(options)
         self._options = options
         self._lock = threading.RLock()
         self.loop = Loop(self._lock)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
+from nemu import rundir
 from nemu.backends.listener import UnixListener
 from nemu.config.qmp import LOOPBACK
-from nemu.errors import ConfigError
+from nemu.errors import ConfigError, NemuError
 
 if TYPE_CHECKING:
+    from nemu.config import RunOptions
     from nemu.config.qmp import QmpConfig
 
 OPTION = "--qmp"
@@ -37,8 +39,21 @@ class Endpoint:
         self.socket.close()
 
 
-def open_endpoint(config: QmpConfig) -> Endpoint:
-    """Raises ConfigError."""
+def open_endpoints(options: RunOptions) -> list[Endpoint]:
+    """Those that were asked for.  Raises ConfigError, with none left open."""
+    endpoints: list[Endpoint] = []
+    try:
+        for config in options.qmp:
+            if config.kind != "off":
+                endpoints.append(_open(config))
+    except BaseException:
+        for endpoint in endpoints:
+            endpoint.close()
+        raise
+    return endpoints
+
+
+def _open(config: QmpConfig) -> Endpoint:
     if config.kind == "unix":
         file = UnixListener(config.path, OPTION, str(config))
         return Endpoint(file.socket, file)
@@ -48,11 +63,19 @@ def open_endpoint(config: QmpConfig) -> Endpoint:
         raise ConfigError(OPTION, config, f"cannot listen: {error.strerror}") from None
 
 
-def in_run_directory(name: str) -> Endpoint:
-    """Where nemu's own commands find the machine ``name``.  Raises ConfigError and HostError."""
-    from nemu import rundir
+def open_in_run_directory(options: RunOptions) -> Endpoint | None:
+    """Where nemu's own commands find the machine, unless that is off.
 
-    file = rundir.claim(name)
+    Raises ConfigError and HostError; but a machine that nobody has named does without.
+    """
+    if any(config.kind == "off" for config in options.qmp):
+        return None
+    try:
+        file = rundir.claim(rundir.name_of(options))
+    except NemuError:
+        if options.name:
+            raise
+        return None
     return Endpoint(file.socket, file)
 
 

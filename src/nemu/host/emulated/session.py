@@ -40,8 +40,8 @@ def run(config: MachineConfig, options: RunOptions) -> int:
         _lock_disks(config, stack)
         files = {f"{INSIDE}/{name}": path for name in ("kernel", "initrd") if (path := getattr(config, name))}
         host = stack.enter_context(Host(files=files, memory=_memory(config)))
-        session = _Session(host, config, stack)
-        return session.run(options)
+        session = _Session(host, config, options, stack)
+        return session.run()
 
 
 def _refuse_taps(config: MachineConfig) -> None:
@@ -75,8 +75,9 @@ def _memory(config: MachineConfig) -> int:
 class _Session:
     """One run inside ``host``; what is opened here is closed by ``stack``."""
 
-    def __init__(self, host: Host, config: MachineConfig, stack: ExitStack) -> None:
+    def __init__(self, host: Host, config: MachineConfig, options: RunOptions, stack: ExitStack) -> None:
         self._host = host
+        self._options = options
         self._stack = stack
         self._outputs: list[str] = []
         self._sinks: dict[int, wire.Sink] = {}
@@ -91,11 +92,14 @@ class _Session:
             console=self._chardev("--console", config.console),
             serial=self._chardev("--serial", config.serial),
         )
+        self._qmp = self._serve_management()
 
-    def run(self, options: RunOptions) -> int:
+    def run(self) -> int:
+        options = self._options
         machine, report = f"{INSIDE}/machine.json", f"{INSIDE}/report.json"
         self._host.put(self._config.to_json().encode(), machine)
         argv = ["run", "--host", "native", "--machine-json", machine]
+        argv += ["--start", options.start, *self._qmp]
         argv += ["--timeout", str(options.timeout)] if options.timeout else []
         argv += ["--report", report] if options.report else []
         job = self._start(argv)
@@ -162,26 +166,53 @@ class _Session:
             self._sinks[3 + len(self._outputs)] = wire.Sink(_create(option, chardev.path))
             return chardev._replace(path=inside)
         if chardev.kind == "socket":
-            self._listen(option, chardev.path, inside)
+            from nemu.backends.listener import UnixListener
+
+            listener = UnixListener(chardev.path, option, f"socket={chardev.path}")
+            self._stack.callback(listener.close)
+            # The same path inside, so that who asks the machine for its console gets the one that is here.
+            inside = os.path.abspath(chardev.path)
+            self._host.client.operate("link_paths", links={}, directories=[os.path.dirname(inside)])
+            self._serve(listener.socket, inside)
             return chardev._replace(path=inside)
         return chardev
 
-    def _listen(self, option: str, path: str, inside: str) -> None:
-        """Each client that connects to ``path`` is connected to the socket ``inside``."""
-        from nemu.backends.listener import UnixListener
+    def _serve_management(self) -> list[str]:
+        """Open the sockets for QMP clients here; gives the settings of the nemu inside for them."""
+        from nemu import rundir
+        from nemu.qmp.sockets import open_endpoints, open_in_run_directory
 
-        listener = UnixListener(path, option, f"socket={path}")
-        self._stack.callback(listener.close)
-        self._serve(listener.socket, inside)
+        inside = f"{INSIDE}/qmp"
+        endpoints = open_endpoints(self._options)
+        for endpoint in endpoints:
+            self._stack.callback(endpoint.close)
+        if (own := open_in_run_directory(self._options)) is not None:
+            self._stack.callback(own.close)
+            endpoints.append(own)
+        for endpoint in endpoints:
+            if endpoint.listens:
+                self._serve(endpoint.socket, inside)
+            else:
+                self._connect(endpoint.take(), inside)
+        settings = ["--name", rundir.name_of(self._options), "--qmp", "off"]
+        return [*settings, "--qmp", inside] if endpoints else settings
 
     def _serve(self, listener: socket.socket, inside: str) -> None:
+        """Each client that comes to ``listener`` is connected to the socket ``inside``."""
+
         def accept() -> None:
-            connection, _ = listener.accept()
-            source, sink = wire.Source(os.dup(connection.fileno())), wire.Sink(connection.detach())
-            job = self._host.client.start({"what": "connect", "path": inside}, {}, {1: sink})
-            job.on_ready = lambda: job.add_source(0, source)
+            try:
+                connection, _ = listener.accept()
+            except OSError:  # it has gone again
+                return
+            self._connect(connection, inside)
 
         self._host.client.pump.watched[listener.fileno()] = accept
+
+    def _connect(self, connection: socket.socket, inside: str) -> None:
+        source, sink = wire.Source(os.dup(connection.fileno())), wire.Sink(connection.detach())
+        job = self._host.client.start({"what": "connect", "path": inside}, {}, {1: sink})
+        job.on_ready = lambda: job.add_source(0, source)
 
     def _fetch_report(self, inside: str, path: str) -> None:
         try:
