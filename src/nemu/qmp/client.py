@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,13 +60,17 @@ class QmpClient:
                     return
             self._events.append(self._message())
 
-    def wait_closed(self) -> None:
-        """Wait until the server has gone."""
+    def wait_closed(self, seconds: float | None = None) -> bool:
+        """Wait until the server has gone, at most ``seconds``; whether it has."""
+        deadline = None if seconds is None else time.monotonic() + seconds
         try:
-            while True:
+            while deadline is None or (left := deadline - time.monotonic()) > 0:
+                if deadline is not None and not select.select([self._connection], [], [], left)[0]:
+                    return False
                 self._message()
         except ClosedError:
-            pass
+            return True
+        return False
 
     def close(self) -> None:
         """Idempotent."""
