@@ -32,10 +32,10 @@ class Command(NamedTuple):
     files: list[str]  # options that a path may follow
 
 
-def register(subparsers: Any) -> None:
+def register(subparsers: Any, name: str) -> None:
     """Add ``completion`` to the commands."""
     parser = subparsers.add_parser(
-        "completion", help="print a completion script for a shell", description=_DESCRIPTION
+        name, help="print a completion script for a shell", description=_DESCRIPTION
     )
     parser.add_argument("shell", choices=list(_SCRIPTS), help="the shell: %(choices)s")
     parser.set_defaults(run=run)

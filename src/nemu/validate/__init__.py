@@ -44,6 +44,8 @@ def validate(config: MachineConfig, options: RunOptions) -> None:
         raise ConfigError("--serial", "stdio", "the console has stdio already; add --console null")
     if config.serial.path and config.serial == config.console:
         raise ConfigError("--serial", f"file={config.serial.path}", "the console writes to this file already")
+    if options.qmp:
+        import_module("nemu.validate.qmp").check(options.qmp)
     if options.report:
         paths.output("--report", options.report)
 

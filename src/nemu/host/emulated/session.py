@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,8 @@ from nemu.host.emulated.client import Job, JobError
 from nemu.host.emulated.host import PATH, Host
 
 if TYPE_CHECKING:
+    import socket
+
     from nemu.config import MachineConfig, RunOptions
     from nemu.config.chardev import ChardevConfig
 
@@ -41,8 +42,8 @@ def run(config: MachineConfig, options: RunOptions) -> int:
         _lock_disks(config, stack)
         files = {f"{INSIDE}/{name}": path for name in ("kernel", "initrd") if (path := getattr(config, name))}
         host = stack.enter_context(Host(files=files, memory=_memory(config)))
-        session = _Session(host, config, stack)
-        return session.run(options)
+        session = _Session(host, config, options, stack)
+        return session.run()
 
 
 def _refuse_taps(config: MachineConfig) -> None:
@@ -98,8 +99,9 @@ def _memory(config: MachineConfig) -> int:
 class _Session:
     """One run inside ``host``; what is opened here is closed by ``stack``."""
 
-    def __init__(self, host: Host, config: MachineConfig, stack: ExitStack) -> None:
+    def __init__(self, host: Host, config: MachineConfig, options: RunOptions, stack: ExitStack) -> None:
         self._host = host
+        self._options = options
         self._stack = stack
         self._outputs: list[str] = []
         self._sinks: dict[int, wire.Sink] = {}
@@ -116,11 +118,14 @@ class _Session:
             console=self._chardev("--console", config.console),
             serial=self._chardev("--serial", config.serial),
         )
+        self._qmp = self._serve_management()
 
-    def run(self, options: RunOptions) -> int:
+    def run(self) -> int:
+        options = self._options
         machine, report = f"{INSIDE}/machine.json", f"{INSIDE}/report.json"
         self._host.put(self._config.to_json().encode(), machine)
         argv = ["run", "--host", "native", "--machine-json", machine]
+        argv += ["--start", options.start, *self._qmp]
         argv += ["--timeout", str(options.timeout)] if options.timeout else []
         argv += ["--report", report] if options.report else []
         job = self._start(argv)
@@ -187,34 +192,53 @@ class _Session:
             self._sinks[3 + len(self._outputs)] = wire.Sink(_create(option, chardev.path))
             return chardev._replace(path=inside)
         if chardev.kind == "socket":
-            self._listen(option, chardev.path, inside)
+            from nemu.backends.listener import UnixListener
+
+            listener = UnixListener(chardev.path, option, f"socket={chardev.path}")
+            self._stack.callback(listener.close)
+            # The same path inside, so that who asks the machine for its console gets the one that is here.
+            inside = os.path.abspath(chardev.path)
+            self._host.client.operate("link_paths", links={}, directories=[os.path.dirname(inside)])
+            self._serve(listener.socket, inside)
             return chardev._replace(path=inside)
         return chardev
 
-    def _listen(self, option: str, path: str, inside: str) -> None:
-        """Each client that connects to ``path`` is connected to the socket ``inside``."""
-        import socket
+    def _serve_management(self) -> list[str]:
+        """Open the sockets for QMP clients here; gives the settings of the nemu inside for them."""
+        from nemu import rundir
+        from nemu.qmp.sockets import open_endpoints, open_in_run_directory
 
-        from nemu.backends.chardev_socket import remove_stale
+        inside = f"{INSIDE}/qmp"
+        endpoints = open_endpoints(self._options)
+        for endpoint in endpoints:
+            self._stack.callback(endpoint.close)
+        if (own := open_in_run_directory(self._options)) is not None:
+            self._stack.callback(own.close)
+            endpoints.append(own)
+        for endpoint in endpoints:
+            if endpoint.listens:
+                self._serve(endpoint.socket, inside)
+            else:
+                self._connect(endpoint.take(), inside)
+        settings = ["--name", rundir.name_of(self._options), "--qmp", "off"]
+        return [*settings, "--qmp", inside] if endpoints else settings
 
-        listener = self._stack.enter_context(
-            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        )
-        remove_stale(path, option)
-        try:
-            listener.bind(path)
-        except OSError as error:
-            raise ConfigError(option, f"socket={path}", f"cannot listen: {error.strerror}") from None
-        self._stack.callback(_unlink, path)
-        listener.listen(4)
+    def _serve(self, listener: socket.socket, inside: str) -> None:
+        """Each client that comes to ``listener`` is connected to the socket ``inside``."""
 
         def accept() -> None:
-            connection, _ = listener.accept()
-            source, sink = wire.Source(os.dup(connection.fileno())), wire.Sink(connection.detach())
-            job = self._host.client.start({"what": "connect", "path": inside}, {}, {1: sink})
-            job.on_ready = lambda: job.add_source(0, source)
+            try:
+                connection, _ = listener.accept()
+            except OSError:  # it has gone again
+                return
+            self._connect(connection, inside)
 
         self._host.client.pump.watched[listener.fileno()] = accept
+
+    def _connect(self, connection: socket.socket, inside: str) -> None:
+        source, sink = wire.Source(os.dup(connection.fileno())), wire.Sink(connection.detach())
+        job = self._host.client.start({"what": "connect", "path": inside}, {}, {1: sink})
+        job.on_ready = lambda: job.add_source(0, source)
 
     def _fetch_report(self, inside: str, path: str) -> None:
         try:
@@ -244,10 +268,3 @@ def _create(option: str, path: str) -> int:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise ConfigError(option, f"file={path}", f"cannot open it for writing: {error.strerror}") from None
-
-
-def _unlink(path: str) -> None:
-    try:
-        os.unlink(path)
-    except OSError as error:
-        print(f"nemu: cannot remove {path}: {error.strerror}", file=sys.stderr)

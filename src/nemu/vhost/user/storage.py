@@ -25,6 +25,8 @@ QUEUE_SIZE = 128
 CONFIG_SIZE = 60
 _NUM_QUEUES = 34  # offset, a u16
 F_MQ = 1 << 12
+F_RO = 1 << 5
+SECTOR = 512
 
 
 class VhostUserDisk:
@@ -62,6 +64,20 @@ class VhostUserDisk:
             queue_size=QUEUE_SIZE,
             own={_NUM_QUEUES: queues.to_bytes(2, "little")},
         )
+
+    @property
+    def path(self) -> str:
+        """The image, or the socket of its back end."""
+        return self._config.path or self._config.socket
+
+    @property
+    def readonly(self) -> bool:
+        return bool(self._frontend.info.features & F_RO)
+
+    @property
+    def size(self) -> int:
+        """Bytes (5.2.4: capacity, in sectors)."""
+        return int.from_bytes(self._frontend.info.config[:8], "little") * SECTOR
 
     def drain(self) -> None:
         self._frontend.drain()
