@@ -125,6 +125,7 @@ UNUSED = (
     "nemu.cli.completion",
     "nemu.config_file",
     "nemu.host.emulated",
+    "nemu.qmp",
 )
 
 _START = """
