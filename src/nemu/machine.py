@@ -72,7 +72,7 @@ class Machine:
         self.memory_bus: AddressSpace
         self.port_bus: AddressSpace
         self.power_button: Callable[[], None] = lambda: None
-        self.inject_nmi: Callable[[], None] = lambda: None
+        self.send_nmi: Callable[[], None] = lambda: None  # while no CPU is in the guest
         self.clock: GuestClock | None = None
         self.emit: Callable[..., None] = _unheard
         self.pci_functions: Callable[[], list[PciFunctionInfo]] = list
@@ -115,10 +115,7 @@ class Machine:
         """
         if self.state is not RunState.RUNNING:
             return False
-        for vcpu in self.vcpus:
-            vcpu.pause()
-        for vcpu in self.vcpus:
-            vcpu.wait_paused()
+        self._hold_vcpus()
         if self.clock is not None:
             self.clock.stop()
         self.state = RunState.PAUSED
@@ -131,9 +128,26 @@ class Machine:
         if self.state is RunState.PAUSED and self.clock is not None:
             self.clock.start()
         self.state = RunState.RUNNING
+        self._let_vcpus_go()
+        return True
+
+    def inject_nmi(self) -> None:
+        """Send a non-maskable interrupt to every CPU.  Called with the machine lock held."""
+        # KVM answers no call on a vCPU while that is in the guest.
+        self._hold_vcpus()
+        self.send_nmi()
+        if self.state is RunState.RUNNING:
+            self._let_vcpus_go()
+
+    def _hold_vcpus(self) -> None:
+        for vcpu in self.vcpus:
+            vcpu.pause()
+        for vcpu in self.vcpus:
+            vcpu.wait_paused()
+
+    def _let_vcpus_go(self) -> None:
         for vcpu in self.vcpus:
             vcpu.resume()
-        return True
 
     def finish(self, outcome: Outcome) -> None:
         """End the machine, for the first reason that is given.  From any thread."""

@@ -49,6 +49,8 @@ _CAUSES = {
 _RESETS = {Outcome.RESET, Outcome.QMP_RESET}
 # Outcomes that nobody asked for: one line on standard error says what happened.
 _UNEXPECTED = {Outcome.PANIC, Outcome.WATCHDOG, Outcome.TIMEOUT}
+# Outcomes after which nobody misses a console.
+_QUIET = {Outcome.POWER_OFF, Outcome.QMP_QUIT}
 
 
 # Early messages of a kernel whose console driver is a module appear nowhere else.
@@ -108,7 +110,7 @@ class Session:
             print(line, file=sys.stderr)
         if outcome in _UNEXPECTED:
             print(f"nemu: {outcome.value}{_panic_message(self._last_words)}", file=sys.stderr)
-        if silent and not self._last_words and outcome is not Outcome.POWER_OFF:
+        if silent and not self._last_words and outcome not in _QUIET:
             print(_NO_CONSOLE, file=sys.stderr)
 
     def _run(self) -> Outcome:

@@ -126,6 +126,7 @@ UNUSED = (
     "nemu.cli.completion",
     "nemu.config_file",
     "nemu.host.emulated",
+    "nemu.qmp",
 )
 
 _START = """

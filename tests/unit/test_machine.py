@@ -218,3 +218,18 @@ def test_a_paused_machine_can_be_ended(build: Build) -> None:
     machine = build((), ())
     run_while(machine, lambda: None if machine.pause() else pytest.fail("it did not pause"))
     assert machine.state is RunState.PAUSED
+
+
+def test_an_nmi_is_sent_while_no_cpu_is_in_the_guest(build: Build) -> None:
+    machine = build((), ())
+    seen: list[list[bool]] = []
+    machine.send_nmi = lambda: seen.append([vcpu._inside for vcpu in machine.vcpus])
+
+    def act() -> None:
+        machine.inject_nmi()
+        machine.pause()
+        machine.inject_nmi()
+        seen.append([vcpu._inside for vcpu in machine.vcpus])
+
+    run_while(machine, act)
+    assert seen == [[False, False]] * 3

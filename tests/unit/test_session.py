@@ -28,7 +28,8 @@ def told(
 
 
 def test_a_power_off_needs_no_words(capsys: pytest.CaptureFixture[str]) -> None:
-    assert told(capsys, Outcome.POWER_OFF) == told(capsys, Outcome.POWER_OFF, opened=False) == ""
+    for outcome in (Outcome.POWER_OFF, Outcome.QMP_QUIT):
+        assert told(capsys, outcome) == told(capsys, outcome, opened=False) == ""
 
 
 def test_a_panic_says_why(capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,9 +80,10 @@ def _add(command: Command, action: argparse.Action) -> None:
 
 
 def _words(metavar: str) -> list[str]:
-    """``["off", "file="]`` of the metavar ``off|file=PATH``."""
+    """``["off", "file="]`` of the metavar ``PATH|off|file=PATH``."""
     forms = metavar.partition("[")[0].split("|")
-    return [form[: form.index("=") + 1] if "=" in form else form for form in forms] if len(forms) > 1 else []
+    words = [form[: form.index("=") + 1] if "=" in form else form for form in forms if not form.isupper()]
+    return words if len(forms) > 1 else []
 
 
 _BASH = """\

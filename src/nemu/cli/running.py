@@ -62,11 +62,8 @@ def client(vm: str) -> Iterator[QmpClient]:
     """A client of ``vm``; what its server refuses becomes a HostError, as does its silence."""
     where = address(vm)
     try:
-        one = QmpClient(open_connection(where))
-        try:
+        with QmpClient(open_connection(where)) as one:
             yield one
-        finally:
-            one.close()
     except QmpError as error:
         raise HostError(f"{vm}: {error} ({error.kind})") from error
     except ClosedError:

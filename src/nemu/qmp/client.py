@@ -7,7 +7,7 @@ import select
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from nemu.qmp.errors import QmpError
 
@@ -71,6 +71,12 @@ class QmpClient:
         except ClosedError:
             return True
         return False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Idempotent."""

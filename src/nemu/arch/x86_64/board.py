@@ -95,7 +95,7 @@ class Board:
             vcpu.set_msrs(new)
             vcpus.append(new)
         self._machine.clock = GuestClock(kvm_vm, vcpus)
-        self._machine.inject_nmi = lambda: vcpu.inject_nmi(vcpus)
+        self._machine.send_nmi = lambda: vcpu.inject_nmi(vcpus)
         return vcpus
 
     def add_devices(
