@@ -40,6 +40,7 @@ _CAUSES = {
     Outcome.POWER_OFF: (True, "guest-shutdown"),
     Outcome.RESET: (True, "guest-reset"),
     Outcome.PANIC: (True, "guest-panic"),
+    Outcome.WATCHDOG: (True, "guest-shutdown"),
     Outcome.TIMEOUT: (False, "host-signal"),
     Outcome.QUIT: (False, "host-ui"),
     Outcome.KILLED: (False, "host-signal"),
