@@ -127,6 +127,8 @@ UNUSED = (
     "nemu.config_file",
     "nemu.host.emulated",
     "nemu.qmp",
+    "nemu.vhost",
+    "nemu.backends.links",
 )
 
 _START = """
