@@ -14,9 +14,11 @@ from nemu import syntax
 from nemu.arch.x86_64 import layout
 from nemu.config import MIB, Given, MachineConfig, RunOptions, assemble, settings
 from nemu.config import machine as machine_config
+from nemu.config.balloon import BalloonConfig
 from nemu.config.chardev import ChardevConfig
 from nemu.config.disk import DiskConfig
 from nemu.config.net import Forward, NetConfig
+from nemu.config.pmem import PmemConfig
 from nemu.config.vsock import VsockConfig
 from nemu.errors import ConfigError
 
@@ -232,6 +234,67 @@ def test_a_wrong_network_card_is_refused(value: object, problem: str) -> None:
     assert problem in refusal(net=[value])
 
 
+@pytest.mark.parametrize(
+    ("value", "pmem"),
+    [
+        ("a.img", PmemConfig("a.img")),
+        ("a,,b.img,readonly=on", PmemConfig("a,b.img", readonly=True)),
+        ({"path": "a.img", "readonly": True}, PmemConfig("a.img", readonly=True)),
+    ],
+)
+def test_persistent_memory_is_a_path_with_properties(value: object, pmem: PmemConfig) -> None:
+    assert machine(pmem=[value]).pmems == (pmem,)
+
+
+@pytest.mark.parametrize("value", ["", "a,readonly=maybe", "a,share=on", {"readonly": True}, 5])
+def test_a_wrong_persistent_memory_is_refused(value: object) -> None:
+    assert refusal(pmem=[value]).startswith("--pmem ")
+
+
+@pytest.mark.parametrize(
+    ("value", "balloon"),
+    [
+        ("off", None),
+        (False, None),
+        ("on", BalloonConfig()),
+        (True, BalloonConfig()),
+        ("256M", BalloonConfig(size=256 * MIB)),
+        (256, BalloonConfig(size=256 * MIB)),
+        ("on,reporting=off,statistics=2.5", BalloonConfig(reporting=False, statistics=2.5)),
+        ("1G,deflate_on_oom=off", BalloonConfig(size=1 << 30, deflate_on_oom=False)),
+        ({"size": "64M", "reporting": False}, BalloonConfig(size=64 * MIB, reporting=False)),
+    ],
+)
+def test_a_balloon_may_have_a_size_and_properties(value: object, balloon: BalloonConfig | None) -> None:
+    assert machine(balloon=value).balloon == balloon
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("", "must be on, off or a size"),
+        ("yes", "must be on, off or a size"),
+        ("1K", "multiple of 4K"),
+        ("on,reporting=1", "reporting must be on or off"),
+        ("on,size=1G,size=2G", "size is given twice"),
+        ("on,statistics=-1", "number of seconds"),
+        ("on,stats=1", "unknown key stats"),
+        (1.5, "must be text or a table"),
+    ],
+)
+def test_a_wrong_balloon_is_refused(value: object, problem: str) -> None:
+    assert problem in refusal(balloon=value)
+
+
+@pytest.mark.parametrize("action", ["off", "reset", "poweroff", "panic", "none"])
+def test_a_watchdog_has_an_action(action: str) -> None:
+    assert machine(watchdog=action).watchdog == action
+
+
+def test_a_watchdog_without_an_action_is_refused() -> None:
+    assert "must be off, reset, poweroff, panic or none" in refusal(watchdog="on")
+
+
 def test_consoles_go_where_they_are_told() -> None:
     assert machine(console="null").console == ChardevConfig("null")
     assert machine(console="file=a=b").console == ChardevConfig("file", "a=b")
@@ -317,7 +380,9 @@ machines = st.builds(
     cpus=st.integers(1, 255),
     disks=st.lists(st.builds(DiskConfig, path=names, readonly=st.booleans()), max_size=3).map(tuple),
     nets=st.lists(network_cards, max_size=3).map(tuple),
+    pmems=st.lists(st.builds(PmemConfig, path=names), max_size=2).map(tuple),
     rng=st.booleans(),
+    balloon=st.none() | st.builds(BalloonConfig, size=st.integers(0, 1 << 20).map(lambda mib: mib * MIB)),
     vsock=st.none() | st.builds(VsockConfig, cid=st.integers(3, 9), socket=names),
     console=st.builds(ChardevConfig, kind=st.just("file"), path=names),
 )

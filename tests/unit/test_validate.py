@@ -11,9 +11,11 @@ import pytest
 
 from nemu.boot import loader
 from nemu.config import MachineConfig, RunOptions
+from nemu.config.balloon import BalloonConfig
 from nemu.config.chardev import ChardevConfig
 from nemu.config.disk import DiskConfig
 from nemu.config.net import Forward, NetConfig
+from nemu.config.pmem import PmemConfig
 from nemu.config.vsock import VsockConfig
 from nemu.errors import ConfigError
 from nemu.validate import validate
@@ -186,3 +188,36 @@ def test_outputs_need_a_place() -> None:
     assert "no directory" in refusal(console=ChardevConfig("file", "no/log"))
     assert "no directory" in refusal(console=ChardevConfig("socket", "no/s"))
     assert "at most 107 bytes" in refusal(console=ChardevConfig("socket", "s" * 108))
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, (2 << 20) + 4096])
+def test_persistent_memory_has_whole_2_mib(folder: Path, size: int) -> None:
+    (folder / "odd").write_bytes(b"")
+    os.truncate(folder / "odd", size)
+    text = refusal(pmems=(PmemConfig("odd"),))
+    assert text.startswith(f"--pmem odd: has {size} bytes, must be whole 2 MiB (truncate -s ")
+    os.truncate(folder / "odd", int(text.split("truncate -s ")[1].split()[0]))
+    validate(MachineConfig(kernel="kernel", pmems=(PmemConfig("odd"),)), RunOptions())
+
+
+@pytest.mark.usefixtures("folder")
+def test_persistent_memory_needs_a_file() -> None:
+    assert refusal(pmems=(PmemConfig("none"),)) == "--pmem none: no such file or directory"
+    assert refusal(pmems=(PmemConfig("."),)) == "--pmem .: is a directory, must be a file"
+    assert refusal(pmems=(PmemConfig("/dev/null"),)).endswith("must be a raw image or a block device")
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_balloon_leaves_something_to_the_guest() -> None:
+    assert (
+        refusal(memory=1 << 30, balloon=BalloonConfig(size=1 << 30))
+        == "--balloon 1G: must be less than the 1G of --memory"
+    )
+    validate(
+        MachineConfig(kernel="kernel", memory=1 << 30, balloon=BalloonConfig(size=1 << 29)), RunOptions()
+    )
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_seed_needs_its_files() -> None:
+    assert "has no file user-data" in refusal(cloud_init=".")

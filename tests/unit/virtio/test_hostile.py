@@ -21,13 +21,16 @@ from fakes.vhost import FakeTap, FakeVhost
 from nemu.backends.chardev import Chardev
 from nemu.backends.disk import Disk
 from nemu.backends.tap import Tap
+from nemu.balloon import Balloon
 from nemu.errors import GuestError
 from nemu.memory import GuestRam
 from nemu.vhost.net import NetPlane, VhostNet
+from nemu.virtio.balloon import VirtioBalloon
 from nemu.virtio.blk import VirtioBlk
 from nemu.virtio.console import VirtioConsole
 from nemu.virtio.device import VirtioDevice
 from nemu.virtio.net import VirtioNet
+from nemu.virtio.pmem import VirtioPmem
 from nemu.virtio.queue import Queue
 from nemu.virtio.rng import VirtioRng
 
@@ -75,6 +78,16 @@ class EndlessPort:
         pass
 
 
+class AnyRam:
+    """Memory of which everything may be thrown away; what really is, is tested with the balloon."""
+
+    def discard(self, gpa: int, length: int) -> None:
+        assert gpa % 4096 == length % 4096 == 0
+
+    def gpa(self, view: memoryview) -> int:
+        return 0x1234
+
+
 Make = Callable[[FakeLoop, GuestRam], VirtioDevice]
 
 
@@ -96,12 +109,14 @@ def planes() -> Iterator[list[NetPlane]]:
         plane.close()
 
 
-@pytest.fixture(params=["blk", "console", "net", "rng", "vhost-net"])
+@pytest.fixture(params=["balloon", "blk", "console", "net", "pmem", "rng", "vhost-net"])
 def make(request: pytest.FixtureRequest, disk: Disk, planes: list[NetPlane]) -> Make:
     devices: dict[str, Make] = {
+        "balloon": lambda loop, ram: VirtioBalloon("balloon", Balloon(RAM, 0), AnyRam(), loop),
         "blk": lambda loop, ram: VirtioBlk("blk", disk, loop.lock, loop),
         "console": lambda loop, ram: VirtioConsole("console", Endless(), loop),
         "net": lambda loop, ram: VirtioNet("net", EndlessPort(disk.fd), bytes(6), loop, print),
+        "pmem": lambda loop, ram: VirtioPmem("pmem", disk, 4 << 30, loop.lock, loop),
         "rng": lambda loop, ram: VirtioRng("rng", loop),
         "vhost-net": lambda loop, ram: VhostNet("vnet", planes, bytes(6), ram=ram, loop=loop, warn=print),
     }
