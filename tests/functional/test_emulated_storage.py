@@ -30,7 +30,7 @@ def test_what_the_guest_made_durable_survives_the_sudden_end_of_everything(tmp_p
         process.wait(30)
     # What is in the journal still is put in its place, as a mount would do.
     subprocess.run(["fsck.ext4", "-fy", image], capture_output=True, check=False)
-    dump = [debugfs, "-R", "dump numbers numbers", image]
+    dump: list[str | Path] = [debugfs, "-R", "dump numbers numbers", image]
     subprocess.run(dump, cwd=tmp_path, capture_output=True, check=True)
     assert (tmp_path / "numbers").read_text().split() == [str(n) for n in range(1, 100001)]
 
