@@ -129,6 +129,12 @@ def test_a_socket_device_needs_its_place_or_descriptor() -> None:
 
 
 @pytest.mark.usefixtures("folder")
+def test_the_socket_of_a_socket_device_leaves_room_for_the_ports() -> None:
+    validate(MachineConfig(kernel="kernel", vsock=VsockConfig(3, "s" * 96)), RunOptions())
+    assert refusal(vsock=VsockConfig(3, "s" * 97)).endswith("must have at most 96 bytes")
+
+
+@pytest.mark.usefixtures("folder")
 def test_both_consoles_cannot_have_the_same_place() -> None:
     assert "add --console null" in refusal(serial=ChardevConfig("stdio"))
     log = ChardevConfig("file", "log")

@@ -18,13 +18,17 @@ class Vsock(Peripheral):
 
     def _open(self, run: Run) -> None:
         assert run.config.vsock
-        if not run.config.vsock.socket:
+        if run.config.vsock.socket:
+            from nemu.backends.vsock_socket import VsockSocket
+
+            self._socket = self._keep(VsockSocket(run.config.vsock.socket, run.loop))
+        else:
             raise HostError("--vsock: the host kernel's data plane is not there yet")
 
     def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
         config = self._config.vsock
         assert config
         if config.socket:
-            from nemu.virtio.vsock import VirtioVsock  # type: ignore[import-untyped]
+            from nemu.virtio.vsock import VirtioVsock
 
-            yield VirtioVsock("virtio-vsock0", config.cid, config.socket, machine.loop)
+            yield VirtioVsock("virtio-vsock0", config.cid, self._socket, machine.loop)

@@ -18,6 +18,7 @@ from fakes.driver import FakeTransport
 from fakes.loop import FakeLoop
 from nemu.backends.chardev import Chardev
 from nemu.backends.disk import Disk
+from nemu.backends.vsock_socket import VsockSocket
 from nemu.errors import GuestError
 from nemu.memory import GuestRam
 from nemu.virtio.blk import VirtioBlk
@@ -26,6 +27,7 @@ from nemu.virtio.device import VirtioDevice
 from nemu.virtio.net import VirtioNet
 from nemu.virtio.queue import Queue
 from nemu.virtio.rng import VirtioRng
+from nemu.virtio.vsock import VirtioVsock
 
 SIZE = 8
 RAM = 0x20000
@@ -83,13 +85,21 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
     opened.close()
 
 
-@pytest.fixture(params=["blk", "console", "net", "rng"])
-def make(request: pytest.FixtureRequest, disk: Disk) -> Make:
+@pytest.fixture(scope="module")
+def sockets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VsockSocket]:
+    opened = VsockSocket(str(tmp_path_factory.mktemp("hostile") / "vsock"), FakeLoop())
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(params=["blk", "console", "net", "rng", "vsock"])
+def make(request: pytest.FixtureRequest, disk: Disk, sockets: VsockSocket) -> Make:
     devices: dict[str, Make] = {
         "blk": lambda loop: VirtioBlk("blk", disk, loop.lock, loop),
         "console": lambda loop: VirtioConsole("console", Endless(), loop),
         "net": lambda loop: VirtioNet("net", EndlessPort(disk.fd), bytes(6), loop, print),
         "rng": lambda loop: VirtioRng("rng", loop),
+        "vsock": lambda loop: VirtioVsock("vsock", 3, sockets, loop),
     }
     return devices[request.param]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -19,8 +18,11 @@ from nemu.host.emulated.client import Job, JobError
 from nemu.host.emulated.host import PATH, Host
 
 if TYPE_CHECKING:
+    import socket
+
     from nemu.config import MachineConfig, RunOptions
     from nemu.config.chardev import ChardevConfig
+    from nemu.config.vsock import VsockConfig
 
 MIB = 1 << 20
 INSIDE = "/run/nemu"
@@ -28,6 +30,7 @@ TIMED_OUT = 4
 GRACE = 15.0  # seconds after --timeout until the emulated host itself is given up
 OVERHEAD = 384  # MiB: the kernel and the programs of the emulated host
 SMALLEST = 1024  # MiB
+CLIENTS = 64  # of one socket at once, for each takes two descriptors; the others wait in the backlog
 _PATIENCE = 3  # signals after which nobody is asked any more
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -54,7 +57,7 @@ def _refuse_taps(config: MachineConfig) -> None:
 
 
 def _refuse_vsock(config: MachineConfig) -> None:
-    if config.vsock:
+    if config.vsock and not config.vsock.socket:
         value = f"cid={config.vsock.cid}"
         raise ConfigError(
             "--vsock", value, "nothing here could reach it in the emulated host; use a host with KVM"
@@ -96,6 +99,7 @@ class _Session:
             kernel=config.kernel and f"{INSIDE}/kernel",
             initrd=config.initrd and f"{INSIDE}/initrd",
             disks=disks,
+            vsock=self._vsock(config),
             console=self._chardev("--console", config.console),
             serial=self._chardev("--serial", config.serial),
         )
@@ -174,30 +178,46 @@ class _Session:
             return chardev._replace(path=inside)
         return chardev
 
+    def _vsock(self, config: MachineConfig) -> VsockConfig | None:
+        """The same device inside; clients of the user's socket reach it."""
+        if config.vsock is None:
+            return None
+        inside = f"{INSIDE}/vsock"
+        self._listen("--vsock", config.vsock.socket, inside)
+        return config.vsock._replace(socket=inside)
+
     def _listen(self, option: str, path: str, inside: str) -> None:
         """Each client that connects to ``path`` is connected to the socket ``inside``."""
-        import socket
+        from nemu.backends.listener import UnixListener
 
-        from nemu.backends.chardev_socket import remove_stale
+        listener = UnixListener(path, option, f"socket={path}")
+        self._stack.callback(listener.close)
+        self._serve(listener.socket, inside)
 
-        listener = self._stack.enter_context(
-            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        )
-        remove_stale(path, option)
-        try:
-            listener.bind(path)
-        except OSError as error:
-            raise ConfigError(option, f"socket={path}", f"cannot listen: {error.strerror}") from None
-        self._stack.callback(_unlink, path)
-        listener.listen(4)
+    def _serve(self, listener: socket.socket, inside: str) -> None:
+        watched = self._host.client.pump.watched
+        clients = 0
 
         def accept() -> None:
-            connection, _ = listener.accept()
+            nonlocal clients
+            try:
+                connection, _ = listener.accept()
+            except OSError:  # it has gone again
+                return
+            clients += 1
+            if clients == CLIENTS:
+                del watched[listener.fileno()]
             source, sink = wire.Source(os.dup(connection.fileno())), wire.Sink(connection.detach())
             job = self._host.client.start({"what": "connect", "path": inside}, {}, {1: sink})
             job.on_ready = lambda: job.add_source(0, source)
+            job.on_exit = left
 
-        self._host.client.pump.watched[listener.fileno()] = accept
+        def left() -> None:
+            nonlocal clients
+            clients -= 1
+            watched[listener.fileno()] = accept
+
+        watched[listener.fileno()] = accept
 
     def _fetch_report(self, inside: str, path: str) -> None:
         try:
@@ -227,10 +247,3 @@ def _create(option: str, path: str) -> int:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise ConfigError(option, f"file={path}", f"cannot open it for writing: {error.strerror}") from None
-
-
-def _unlink(path: str) -> None:
-    try:
-        os.unlink(path)
-    except OSError as error:
-        print(f"nemu: cannot remove {path}: {error.strerror}", file=sys.stderr)
