@@ -20,8 +20,7 @@ from typing import Protocol
 from nemu.backends.acceptor import Acceptor
 from nemu.backends.listener import UnixListener
 from nemu.backends.stream import Stream
-from nemu.expiry import Expiry
-from nemu.interfaces import EventLoop
+from nemu.interfaces import EventLoop, Timer
 
 MAX_STREAMS = 256  # connections of any kind at once; the usual limit of descriptors is 1024
 BACKLOG = 64
@@ -56,8 +55,7 @@ class VsockSocket:
         self._loop = loop
         self._frontend: Frontend | None = None
         self._streams: set[Stream] = set()
-        self._greeting: set[_Greeting] = set()
-        self._lines = Expiry(loop, LINE_SECONDS)
+        self._greetings: dict[_Greeting, Timer] = {}
         self._listener = UnixListener(path, option, f"socket={path}", BACKLOG)
         self._acceptor = Acceptor(self._listener.socket, loop, self._accept)
 
@@ -70,7 +68,7 @@ class VsockSocket:
         """Clients wait in the backlog again; those that have not said what they want are sent away."""
         self._frontend = None
         self._acceptor.pause()
-        for greeting in list(self._greeting):
+        for greeting in list(self._greetings):
             self.dismiss(greeting)
 
     def open(self, port: int) -> Stream | None:
@@ -92,7 +90,6 @@ class VsockSocket:
         deadline = time.monotonic() + DRAIN_SECONDS
         for stream in list(self._streams):
             stream.close(max(0.0, deadline - time.monotonic()))
-        self._lines.clear()
 
     def greeted(self, greeting: _Greeting, port: int) -> None:
         """A client has asked for ``port``."""
@@ -107,12 +104,10 @@ class VsockSocket:
 
     def _accept(self, client: socket.socket) -> None:
         greeting = _Greeting(self, self._stream(client))
-        self._greeting.add(greeting)
-        self._lines.add(greeting, partial(self.dismiss, greeting))
+        self._greetings[greeting] = self._loop.call_later(LINE_SECONDS, partial(self.dismiss, greeting))
 
     def _forget(self, greeting: _Greeting) -> None:
-        self._greeting.discard(greeting)
-        self._lines.remove(greeting)
+        self._greetings.pop(greeting).cancel()
 
     def _stream(self, client: socket.socket) -> Stream:
         stream = Stream(client, self._loop, self._ended, BUFFER)

@@ -17,8 +17,7 @@ from nemu import iovec
 from nemu.backends.stream import Stream
 from nemu.backends.vsock_socket import VsockSocket
 from nemu.errors import GuestError
-from nemu.expiry import Expiry
-from nemu.interfaces import EventLoop
+from nemu.interfaces import EventLoop, Timer
 from nemu.virtio.device import BATCH, Transport, VirtioDevice, again, drain, guarded
 from nemu.virtio.queue import Chain, Queue
 from nemu.virtio.vsock_connection import Connection
@@ -73,7 +72,7 @@ class VirtioVsock(VirtioDevice):
         self._loop = loop
         self._active: _Active | None = None
         self._connections: dict[tuple[int, int], Connection] = {}
-        self._answers = Expiry(loop, ANSWER_SECONDS)
+        self._answers: dict[Connection, Timer] = {}  # that are waited for
         self._port = FIRST_PORT
 
     def activate(self, features: int, queues: tuple[Queue | None, ...], transport: Transport) -> None:
@@ -90,9 +89,9 @@ class VirtioVsock(VirtioDevice):
         if self._active:
             self._active = None
             self._backend.detach()
-        self._answers.clear()
-        while self._connections:
-            self._connections.popitem()[1].abandon()
+        for connection in list(self._connections.values()):
+            self.forget(connection)
+            connection.abandon()
         done()
 
     # --- vsock_socket.Frontend --------------------------------------------------------------
@@ -123,13 +122,14 @@ class VirtioVsock(VirtioDevice):
             self._fill_soon(self._active)
 
     def await_answer(self, connection: Connection) -> None:
-        self._answers.add(connection, connection.reset)
+        self._answers[connection] = self._loop.call_later(ANSWER_SECONDS, connection.reset)
 
     def answered(self, connection: Connection) -> None:
-        self._answers.remove(connection)
+        if timer := self._answers.pop(connection, None):
+            timer.cancel()
 
     def forget(self, connection: Connection) -> None:
-        self._answers.remove(connection)
+        self.answered(connection)
         self._connections.pop(connection.key, None)
         if self._active:
             self._active.ready.pop(connection, None)

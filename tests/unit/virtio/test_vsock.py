@@ -140,10 +140,9 @@ class Rig:
 
     def expire(self) -> None:
         """As if enough time had passed for every limit."""
-        for _ in range(2):
-            timers, self.loop.timers = self.loop.timers, []
-            for timer in timers:
-                timer.expire()
+        timers, self.loop.timers = self.loop.timers, []
+        for timer in timers:
+            timer.expire()
         self.loop.settle()
 
 
