@@ -98,6 +98,22 @@ def test_a_disk_given_twice_is_refused_unless_nobody_writes(folder: Path) -> Non
     validate(MachineConfig(kernel="kernel", disks=twice), RunOptions())
 
 
+def test_a_place_on_the_scsi_bus_is_for_one_disk(folder: Path) -> None:
+    (folder / "other").write_bytes(bytes(512))
+    disks = (
+        DiskConfig("disk", bus="scsi", scsi_id=1, lun=0),
+        DiskConfig("other", bus="scsi", scsi_id=1, lun=0),
+    )
+    assert refusal(disks=disks) == "--disk other: scsi-id=1,lun=0 is given twice"
+
+
+@pytest.mark.usefixtures("folder")
+def test_scsi_disks_take_one_place_on_the_bus_together() -> None:
+    disks = tuple(DiskConfig("disk", readonly=True, bus="scsi") for _ in range(40))
+    validate(MachineConfig(kernel="kernel", disks=disks, nets=(NetConfig("user"),) * 28), RunOptions())
+    assert "at most 31" in refusal(disks=disks, nets=(NetConfig("user"),) * 29)
+
+
 @pytest.mark.usefixtures("folder")
 def test_more_devices_than_the_bus_has_are_refused() -> None:
     assert "at most 31" in refusal(nets=(NetConfig("user"),) * 30)

@@ -21,12 +21,15 @@ from nemu.backends.disk import Disk
 from nemu.backends.vsock_socket import VsockSocket
 from nemu.errors import GuestError
 from nemu.memory import GuestRam
+from nemu.scsi.bus import Bus
+from nemu.scsi.disk import ScsiDisk
 from nemu.virtio.blk import VirtioBlk
 from nemu.virtio.console import VirtioConsole
 from nemu.virtio.device import VirtioDevice
 from nemu.virtio.net import VirtioNet
 from nemu.virtio.queue import Queue
 from nemu.virtio.rng import VirtioRng
+from nemu.virtio.scsi import VirtioScsi
 from nemu.virtio.vsock import VirtioVsock
 
 SIZE = 8
@@ -92,13 +95,16 @@ def sockets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VsockSocket]:
     opened.close()
 
 
-@pytest.fixture(params=["blk", "console", "net", "rng", "vsock"])
+@pytest.fixture(params=["blk", "console", "net", "rng", "scsi", "vsock"])
 def make(request: pytest.FixtureRequest, disk: Disk, sockets: VsockSocket) -> Make:
+    bus = Bus()
+    bus.add((0, 0), ScsiDisk(disk, "0:0"))
     devices: dict[str, Make] = {
         "blk": lambda loop: VirtioBlk("blk", disk, loop.lock, loop),
         "console": lambda loop: VirtioConsole("console", Endless(), loop),
         "net": lambda loop: VirtioNet("net", EndlessPort(disk.fd), bytes(6), loop, print),
         "rng": lambda loop: VirtioRng("rng", loop),
+        "scsi": lambda loop: VirtioScsi("scsi", bus, loop.lock, loop),
         "vsock": lambda loop: VirtioVsock("vsock", 3, sockets, loop),
     }
     return devices[request.param]
