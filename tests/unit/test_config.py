@@ -16,7 +16,7 @@ from nemu.config import MIB, Given, MachineConfig, RunOptions, assemble, setting
 from nemu.config import machine as machine_config
 from nemu.config.balloon import BalloonConfig
 from nemu.config.chardev import ChardevConfig
-from nemu.config.disk import DiskConfig
+from nemu.config.disk import DiskConfig, scsi_addresses
 from nemu.config.net import Forward, NetConfig
 from nemu.config.pmem import PmemConfig
 from nemu.config.vhost_user import VhostUserConfig
@@ -341,6 +341,50 @@ def test_any_device_may_be_at_a_vhost_user_socket(value: object, device: VhostUs
 )
 def test_a_wrong_vhost_user_device_is_refused(value: object, problem: str) -> None:
     assert problem in refusal(**{"vhost-user": [value]})
+
+
+@pytest.mark.parametrize(
+    ("words", "disk"),
+    [
+        ("bus=scsi", DiskConfig("d", bus="scsi")),
+        ("bus=virtio", DiskConfig("d")),
+        (
+            "bus=scsi,scsi-id=255,lun=16383,serial=s",
+            DiskConfig("d", serial="s", bus="scsi", scsi_id=255, lun=16383),
+        ),
+    ],
+)
+def test_a_disk_may_be_on_the_scsi_bus(words: str, disk: DiskConfig) -> None:
+    assert machine(disk=[f"d,{words}"]).disks == (disk,)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ("bus=ide", "bus must be virtio or scsi"),
+        ("scsi-id=1", "scsi-id and lun need bus=scsi"),
+        ("lun=0,bus=virtio", "scsi-id and lun need bus=scsi"),
+        ("bus=scsi,scsi-id=256", "scsi-id must be a whole number from 0 to 255"),
+        ("bus=scsi,lun=16384", "lun must be a whole number from 0 to 16383"),
+        ("bus=scsi,queues=2", "queues is for virtio disks"),
+        ("bus=scsi,iops=5", "needs a raw image without limits"),
+        ("bus=scsi,format=qcow2", "needs a raw image without limits"),
+    ],
+)
+def test_a_wrong_place_on_the_scsi_bus_is_refused(words: str, problem: str) -> None:
+    assert problem in refusal(disk=[f"d,{words}"])
+
+
+def test_disks_find_free_places_on_the_scsi_bus() -> None:
+    def places(*given: tuple[int, int]) -> list[tuple[int, int]]:
+        return scsi_addresses([DiskConfig("d", bus="scsi", scsi_id=id_, lun=lun) for id_, lun in given])
+
+    assert places((-1, -1), (-1, -1)) == [(0, 0), (1, 0)]
+    assert places((-1, -1), (0, 0), (-1, 5), (-1, -1)) == [(1, 0), (0, 0), (0, 5), (2, 0)]
+    assert places((3, -1), (3, -1), (3, 0)) == [(3, 1), (3, 2), (3, 0)]
+    assert scsi_addresses([DiskConfig("d"), DiskConfig("e", bus="scsi")]) == [(0, 0)]
+    with pytest.raises(ConfigError, match="no free place"):
+        places(*[(-1, -1)] * 257)
 
 
 def test_consoles_go_where_they_are_told() -> None:

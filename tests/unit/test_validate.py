@@ -132,6 +132,22 @@ def test_a_back_end_is_a_socket_and_serves_one_device(folder: Path) -> None:
         assert refusal(vhost_users=(VhostUserConfig(2, path),)) == f"--vhost-user socket={path}: {problem}"
 
 
+def test_a_place_on_the_scsi_bus_is_for_one_disk(folder: Path) -> None:
+    (folder / "other").write_bytes(bytes(512))
+    disks = (
+        DiskConfig("disk", bus="scsi", scsi_id=1, lun=0),
+        DiskConfig("other", bus="scsi", scsi_id=1, lun=0),
+    )
+    assert refusal(disks=disks) == "--disk other: scsi-id=1,lun=0 is given twice"
+
+
+@pytest.mark.usefixtures("folder")
+def test_scsi_disks_take_one_place_on_the_bus_together() -> None:
+    disks = tuple(DiskConfig("disk", readonly=True, bus="scsi") for _ in range(40))
+    validate(MachineConfig(kernel="kernel", disks=disks, nets=(NetConfig("user"),) * 28), RunOptions())
+    assert "at most 31" in refusal(disks=disks, nets=(NetConfig("user"),) * 29)
+
+
 @pytest.mark.usefixtures("folder")
 def test_more_devices_than_the_bus_has_are_refused() -> None:
     assert "at most 31" in refusal(nets=(NetConfig("user"),) * 30)
@@ -203,6 +219,12 @@ def test_a_socket_device_needs_its_place_or_descriptor() -> None:
     refused = refusal(vsock=VsockConfig(3, vhostfd=1 << 19))
     assert refused == "--vsock vhostfd=524288: no such open descriptor was inherited"
     validate(MachineConfig(kernel="kernel", vsock=VsockConfig(3, "s")), RunOptions())
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_socket_of_a_socket_device_leaves_room_for_the_ports() -> None:
+    validate(MachineConfig(kernel="kernel", vsock=VsockConfig(3, "s" * 96)), RunOptions())
+    assert refusal(vsock=VsockConfig(3, "s" * 97)).endswith("must have at most 96 bytes")
 
 
 @pytest.mark.usefixtures("folder")
