@@ -257,7 +257,7 @@ def test_persistent_memory_has_whole_2_mib(folder: Path, size: int) -> None:
 def test_persistent_memory_needs_a_file() -> None:
     assert refusal(pmems=(PmemConfig("none"),)) == "--pmem none: no such file or directory"
     assert refusal(pmems=(PmemConfig("."),)) == "--pmem .: is a directory, must be a file"
-    assert refusal(pmems=(PmemConfig("/dev/null"),)).endswith("must be a raw image or a block device")
+    assert refusal(pmems=(PmemConfig("/dev/null"),)).endswith("must be an image or a block device")
 
 
 @pytest.mark.usefixtures("folder")
