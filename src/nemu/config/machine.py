@@ -15,8 +15,10 @@ from nemu.config.setting import Given, Kind, Setting, setting
 from nemu.errors import ConfigError
 
 if TYPE_CHECKING:
+    from nemu.config.balloon import BalloonConfig
     from nemu.config.disk import DiskConfig
     from nemu.config.net import NetConfig
+    from nemu.config.pmem import PmemConfig
 
 MIB = syntax.MIB
 MAX_CPUS = 255  # xAPIC ids
@@ -102,6 +104,52 @@ class MachineConfig:
     rng: bool = setting(
         True, Setting("rng", syntax.switch, "on|off", "virtio entropy device (default: on)", device=True)
     )
+    pmems: tuple[PmemConfig, ...] = setting(
+        (),
+        Setting(
+            "pmem",
+            Kind("pmem", "PmemConfig"),
+            "PATH[,readonly=on|off]",
+            "persistent memory: a file of whole 2 MiB, mapped into the guest (/dev/pmem0, mount -o dax); "
+            "repeat for more",
+            many=True,
+            paths=True,
+            device=True,
+        ),
+    )
+    balloon: BalloonConfig | None = setting(
+        None,
+        Setting(
+            "balloon",
+            Kind("balloon", "BalloonConfig"),
+            "on|off|SIZE[,reporting=on|off][,deflate_on_oom=on|off][,statistics=SECONDS]",
+            "virtio balloon: memory that is free in the guest goes back to the host (reporting), and SIZE of "
+            "it from the start (default: off)",
+            device=True,
+        ),
+    )
+    watchdog: str = setting(
+        "off",
+        Setting(
+            "watchdog",
+            syntax.choice("off", "reset", "poweroff", "panic", "none"),
+            "off|reset|poweroff|panic|none",
+            "a watchdog, and what happens when the guest does not feed it; panic ends nemu with status 3, "
+            "none is only a line (default: off)",
+        ),
+    )
+    cloud_init: str = setting(
+        "",
+        Setting(
+            "cloud-init",
+            syntax.path,
+            "DIR",
+            "a seed for cloud-init (NoCloud), made of DIR's user-data, meta-data, network-config and "
+            "vendor-data, as one more read-only disk",
+            paths=True,
+            device=True,
+        ),
+    )
     console: ChardevConfig = setting(
         ChardevConfig("stdio"),
         Setting(
@@ -140,7 +188,8 @@ class MachineConfig:
                 how: Setting = item.metadata["setting"]
                 if load := getattr(how.read, "load", None):
                     given = values[item.name]
-                    values[item.name] = tuple(map(load, given)) if how.many else load(given)
+                    if given is not None or item.default is not None:
+                        values[item.name] = tuple(map(load, given)) if how.many else load(given)
             return cls(**values)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise ValueError(f"not a machine that nemu wrote ({error})") from None

@@ -157,6 +157,8 @@ class Vcpu(Handle):
         except (InterruptedError, BlockingIOError):  # EAGAIN: an AP that still waits for INIT-SIPI
             return False
         except OSError as error:
+            if error.errno == errno.EFAULT:
+                raise HostError("the guest touched memory that the host cannot give it") from error
             raise HostError(f"KVM_RUN: {error.strerror}") from error
         return True
 

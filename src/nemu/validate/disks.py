@@ -20,11 +20,7 @@ def check(disks: tuple[DiskConfig, ...]) -> None:
 
 
 def _check_disk(disk: DiskConfig) -> None:
-    found = paths.readable("--disk", disk.path)
-    if not (stat.S_ISREG(found.st_mode) or stat.S_ISBLK(found.st_mode)):
-        raise ConfigError("--disk", disk.path, "must be a raw image or a block device")
-    if not disk.readonly and not os.access(disk.path, os.W_OK):
-        raise ConfigError("--disk", disk.path, "cannot be written; add ,readonly=on")
+    found = paths.image("--disk", disk.path, disk.readonly)
     if stat.S_ISREG(found.st_mode) and (found.st_size == 0 or found.st_size % SECTOR):
         raise ConfigError(
             "--disk",

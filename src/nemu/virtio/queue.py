@@ -187,7 +187,7 @@ class Queue:
         _, readable, writable = chain
         table: bytes | memoryview = self._table
         count, index, indirect = self.size, head, False
-        unpack, view = _DESCRIPTOR.unpack_from, self._memory.view
+        unpack, memory = _DESCRIPTOR.unpack_from, self._memory
         total = 0
         # 2.7.5.3.1: also an indirect chain has at most ``size`` buffers; this ends loops as well.
         for _ in range(self.size):
@@ -203,11 +203,11 @@ class Queue:
             if flags & DESC_F_INDIRECT:
                 raise GuestError(f"indirect descriptor {index} in an indirect table or with a successor")
             if flags & DESC_F_WRITE:
-                writable.append(view(address, length))
+                writable.append(memory.view(address, length))
             elif writable:
                 raise GuestError(f"descriptor {index} is readable behind a writable one")
             else:
-                readable.append(view(address, length))
+                readable.append(memory.readable(address, length))
             total += length
             if total > MAX_CHAIN_BYTES:
                 raise GuestError(f"a chain of more than {MAX_CHAIN_BYTES} bytes")
@@ -236,9 +236,8 @@ class Queue:
         lengths = memoryview(table).cast("I")[2::4].tolist()
         if sum(lengths) > MAX_CHAIN_BYTES:
             return False
-        views = list(map(self._memory.view, addresses, lengths))
-        chain.readable.extend(views[:readable])
-        chain.writable.extend(views[readable:])
+        chain.readable.extend(map(self._memory.readable, addresses[:readable], lengths))
+        chain.writable.extend(map(self._memory.view, addresses[readable:], lengths[readable:]))
         return True
 
     def _indirect_table(self, address: int, length: int) -> bytes:
