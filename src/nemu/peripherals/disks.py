@@ -30,7 +30,7 @@ class Disks(Peripheral):
                 disk,
                 machine.lock,
                 machine.loop,
-                queues=config.queues or min(self._config.cpus, DEFAULT_QUEUES),
+                queues=config.queues or min(self._config.cpus.present, DEFAULT_QUEUES),
                 serial=config.serial,
             )
 

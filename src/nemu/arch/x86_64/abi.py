@@ -94,6 +94,14 @@ class kvm_msrs(Structure):
     _fields_ = [("nmsrs", c_uint32), ("pad", c_uint32)]
 
 
+class kvm_mp_state(Structure):
+    _fields_ = [("mp_state", c_uint32)]
+
+
+class kvm_lapic_state(Structure):
+    _fields_ = [("regs", c_uint8 * 0x400)]
+
+
 class kvm_identity_map_addr(Structure):
     """A plain __u64 in the kernel's header."""
 
@@ -113,4 +121,8 @@ KVM_GET_SREGS = ior("KVM_GET_SREGS", 0x83, kvm_sregs)
 KVM_SET_SREGS = iow("KVM_SET_SREGS", 0x84, kvm_sregs)
 KVM_SET_MSRS = iow("KVM_SET_MSRS", 0x89, kvm_msrs)
 KVM_SET_CPUID2 = iow("KVM_SET_CPUID2", 0x90, kvm_cpuid2)
+KVM_GET_LAPIC = ior("KVM_GET_LAPIC", 0x8E, kvm_lapic_state)
+KVM_SET_LAPIC = iow("KVM_SET_LAPIC", 0x8F, kvm_lapic_state)
+KVM_GET_MP_STATE = ior("KVM_GET_MP_STATE", 0x98, kvm_mp_state)
+KVM_SET_MP_STATE = iow("KVM_SET_MP_STATE", 0x99, kvm_mp_state)
 KVM_GET_TSC_KHZ = io("KVM_GET_TSC_KHZ", 0xA3)
