@@ -7,6 +7,7 @@ configuration and the same backends, so that nothing of the old one can survive 
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,14 @@ if TYPE_CHECKING:
     from nemu.arch.x86_64.clock import GuestClock
     from nemu.balloon import Balloon
     from nemu.bus.address_space import AddressSpace
-    from nemu.interfaces import PciFunctionInfo
+    from nemu.interfaces import Ost, PciFunctionInfo
     from nemu.kvm.slots import MemorySlots
     from nemu.kvm.vcpu import VcpuThread
     from nemu.loop import Loop
     from nemu.memory import DeviceMemory, GuestRam
+    from nemu.plug.cpus import CpuSlots
+    from nemu.plug.memory import DimmSlots
+    from nemu.plug.pci import PciSlots
 
 
 class Outcome(Enum):
@@ -66,6 +70,10 @@ class Machine:
         self.lock = lock
         self.loop = loop
         self.vcpus: list[VcpuThread] = []
+        self.retired_exits: Counter[str] = Counter()  # of vCPUs that were removed
+        self.cpus: CpuSlots
+        self.dimms: DimmSlots
+        self.pci: PciSlots
         self.ram: GuestRam
         self.slots: MemorySlots
         self.device_memory: DeviceMemory
@@ -79,6 +87,7 @@ class Machine:
         self.balloon: Balloon | None = None
         self.devices: list[tuple[str, str]] = []
         self.last_words: list[str] = []
+        self.reported: Callable[[str, Ost], None] = lambda kind, ost: None
         self.checks: list[Callable[[], None]] = []
         self.at_close: list[Callable[[], None]] = []
         self._end: Outcome | BaseException | None = None

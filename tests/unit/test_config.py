@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from nemu import syntax
 from nemu.arch.x86_64 import layout
 from nemu.config import MIB, Given, MachineConfig, RunOptions, assemble, settings
-from nemu.config import machine as machine_config
+from nemu.config import cpus as cpus_config
 from nemu.config.balloon import BalloonConfig
 from nemu.config.chardev import ChardevConfig
+from nemu.config.cpus import Cpus, Memory
 from nemu.config.disk import DiskConfig, scsi_addresses
 from nemu.config.net import Forward, NetConfig
 from nemu.config.pmem import PmemConfig
@@ -49,11 +50,11 @@ def refusal(**values: Any) -> str:
     ],
 )
 def test_memory_is_written_as_in_qemu(text: str, size: int) -> None:
-    assert machine(memory=text).memory == size
+    assert machine(memory=text).memory == Memory(size, size)
 
 
 def test_a_file_may_give_memory_as_a_number_of_mib() -> None:
-    assert machine(memory=256).memory == 256 * MIB
+    assert machine(memory=256).memory == Memory(256 * MIB, 256 * MIB)
 
 
 ODD_SIZES = ["0", "M", "63M", "-1", "+512", "512MB", "1e3", "0x200", "512.M", ".5G", "1.0000001G", "65537K"]
@@ -88,9 +89,9 @@ def test_any_text_is_a_size_or_a_value_error(text: str) -> None:
 
 
 def test_limits_agree_with_the_machine() -> None:
-    assert machine_config.MAX_CPUS == layout.MAX_CPUS
-    assert machine_config.MIN_MEMORY == layout.MIN_MEMORY
-    assert layout.ram_regions(machine_config.MAX_MEMORY)[-1][1] > 0
+    assert cpus_config.MAX_CPUS == layout.MAX_CPUS
+    assert cpus_config.MIN_MEMORY == layout.MIN_MEMORY
+    assert layout.ram_regions(cpus_config.MAX_MEMORY)[-1][1] > 0
 
 
 @pytest.mark.parametrize("cpus", ["0", "256", "-1", "1.0", "", "two", "9" * 5000, True])
@@ -100,7 +101,7 @@ def test_cpus_outside_1_to_255_are_refused(cpus: object) -> None:
 
 @pytest.mark.parametrize("cpus", [1, 255])
 def test_cpus_at_the_limits_are_taken(cpus: int) -> None:
-    assert machine(cpus=str(cpus)).cpus == cpus
+    assert machine(cpus=str(cpus)).cpus == Cpus(cpus, cpus)
 
 
 @pytest.mark.parametrize(
@@ -468,8 +469,9 @@ machines = st.builds(
     MachineConfig,
     kernel=names,
     append=names,
-    memory=st.integers(64, 1 << 20).map(lambda mib: mib * MIB),
-    cpus=st.integers(1, 255),
+    memory=st.builds(Memory, st.integers(64, 1 << 20).map(lambda mib: mib * MIB)),
+    cpus=st.builds(Cpus, st.integers(1, 255), st.integers(1, 255)),
+    hotplug=st.sampled_from([("auto",), (), ("cpu",), ("cpu", "pci")]),
     disks=st.lists(st.builds(DiskConfig, path=names, readonly=st.booleans()), max_size=3).map(tuple),
     nets=st.lists(network_cards, max_size=3).map(tuple),
     pmems=st.lists(st.builds(PmemConfig, path=names), max_size=2).map(tuple),

@@ -107,9 +107,11 @@ def _machine_from(path: str) -> MachineConfig:
 def _with_small_guest(config: MachineConfig) -> MachineConfig:
     from nemu.host import guest
 
-    if config.memory < SMALL_GUEST_MEMORY:
+    if config.memory.size < SMALL_GUEST_MEMORY:
         needed = show_size(SMALL_GUEST_MEMORY)
-        raise ConfigError("--memory", show_size(config.memory), f"the small guest needs at least {needed}")
+        raise ConfigError(
+            "--memory", show_size(config.memory.size), f"the small guest needs at least {needed}"
+        )
     small = guest.ensure()
     append = f"{small.append} {config.append}".strip()
     return replace(config, kernel=small.kernel, initrd=small.initrd, append=append)

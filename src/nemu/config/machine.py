@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemu import syntax
 from nemu.config.chardev import CONSOLE, SERIAL, ChardevConfig, ChardevReader
+from nemu.config.cpus import MAX_CPUS, Cpus, CpusReader, HotplugReader, Memory, MemoryReader
 from nemu.config.setting import Given, Kind, Setting, setting
 from nemu.errors import ConfigError
 
@@ -24,17 +25,6 @@ if TYPE_CHECKING:
     from nemu.config.vsock import VsockConfig
 
 MIB = syntax.MIB
-MAX_CPUS = 255  # xAPIC ids
-MIN_MEMORY = 64 * MIB
-MAX_MEMORY = 1 << 51  # what 52 physical address bits reach leaves room for devices above
-
-
-def _memory(value: object) -> int:
-    size = syntax.size(value)
-    if size < MIN_MEMORY or size > MAX_MEMORY or size % MIB:
-        low, high = syntax.show_size(MIN_MEMORY), syntax.show_size(MAX_MEMORY)
-        raise ValueError(f"must be {low} to {high}, in whole MiB (a plain number is MiB)")
-    return size
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +48,34 @@ class MachineConfig:
         "",
         Setting("append", syntax.text, "TEXT", "kernel command line; console=hvc0 is nemu's console"),
     )
-    memory: int = setting(  # bytes, a multiple of 1 MiB
-        512 * MIB,
+    memory: Memory = setting(
+        Memory(),
         Setting(
             "memory",
-            _memory,
-            "SIZE",
+            MemoryReader(),
+            "SIZE[,max=SIZE,slots=N]",
             "RAM such as 512M, 1.5G or 1T, a plain number is MiB; host memory is taken only as the guest "
-            "touches it (default: 512M)",
+            "touches it; with max and slots more can be plugged in (default: 512M)",
         ),
     )
-    cpus: int = setting(
-        1, Setting("cpus", syntax.integer(1, MAX_CPUS), "N", f"number of CPUs, 1 to {MAX_CPUS} (default: 1)")
+    cpus: Cpus = setting(
+        Cpus(),
+        Setting(
+            "cpus",
+            CpusReader(),
+            "N[,max=N]",
+            f"number of CPUs, 1 to {MAX_CPUS}; up to max of them with those plugged in later (default: 1)",
+        ),
+    )
+    hotplug: tuple[str, ...] = setting(
+        ("auto",),
+        Setting(
+            "hotplug",
+            HotplugReader(),
+            "auto|none|KIND[,KIND]",
+            "what can be plugged in while the guest runs, of cpu, memory and pci; auto is what --cpus and "
+            "--memory leave room for (default: auto)",
+        ),
     )
     irqchip: str = setting(
         "split",
@@ -204,6 +210,13 @@ class MachineConfig:
             paths=True,
         ),
     )
+
+    def can_plug(self, kind: str) -> bool:
+        """Whether things of ``kind`` ("cpu", "memory", "pci") come and go in this machine."""
+        if self.hotplug != ("auto",):
+            return kind in self.hotplug
+        room = {"cpu": self.cpus.maximum > self.cpus.present, "memory": self.memory.slots > 0}
+        return room.get(kind, False)
 
     def to_json(self) -> str:
         """The machine as JSON text that ``from_json`` reads back to an equal one."""

@@ -142,7 +142,10 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_it_does_not_survive_a_nemu_that_is_killed() -> None:
-    done = subprocess.run([sys.executable, "-c", _PARENT], capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", _PARENT], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == -signal.SIGKILL
     process = Path(f"/proc/{int(done.stdout)}")
     deadline = time.monotonic() + 10

@@ -105,7 +105,7 @@ def _memory(config: MachineConfig) -> int:
 
     Beyond that the guest's RAM is still as large as asked for; it is taken as the guest touches it.
     """
-    needed = config.memory // MIB + OVERHEAD
+    needed = config.memory.maximum // MIB + OVERHEAD
     step = SMALLEST if needed <= 4 * SMALLEST else 4 * SMALLEST
     here = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MIB
     return max(SMALLEST, min(-(-needed // step) * step, here // SMALLEST * SMALLEST))
