@@ -20,6 +20,10 @@ class GuestMemory(Protocol):
         """A writable view of guest RAM itself (no copy), ``length`` >= 1 bytes, format ``B``."""
         ...
 
+    def readable(self, gpa: int, length: int) -> memoryview:
+        """The same for reading only: also of memory that the guest cannot write (a read-only file)."""
+        ...
+
     def read(self, gpa: int, length: int) -> bytes:
         """A copy of ``length`` bytes."""
         ...

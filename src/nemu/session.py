@@ -27,11 +27,12 @@ STATUS = {
     Outcome.POWER_OFF: 0,
     Outcome.QUIT: 0,
     Outcome.PANIC: GuestCrashError.status,
+    Outcome.WATCHDOG: GuestCrashError.status,
     Outcome.TIMEOUT: 4,
     Outcome.KILLED: 128 + signal.SIGTERM,
 }
 # Outcomes that nobody asked for: one line on standard error says what happened.
-_UNEXPECTED = {Outcome.PANIC, Outcome.TIMEOUT}
+_UNEXPECTED = {Outcome.PANIC, Outcome.WATCHDOG, Outcome.TIMEOUT}
 
 
 # Early messages of a kernel whose console driver is a module appear nowhere else.

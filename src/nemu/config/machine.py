@@ -15,8 +15,10 @@ from nemu.config.setting import Given, Kind, Setting, setting
 from nemu.errors import ConfigError
 
 if TYPE_CHECKING:
+    from nemu.config.balloon import BalloonConfig
     from nemu.config.disk import DiskConfig
     from nemu.config.net import NetConfig
+    from nemu.config.pmem import PmemConfig
     from nemu.config.vhost_user import VhostUserConfig
     from nemu.config.vsock import VsockConfig
 
@@ -97,9 +99,11 @@ class MachineConfig:
         Setting(
             "net",
             Kind("net", "NetConfig"),
-            "tap=NAME|fd=N|user|vhost-user=SOCKET[,mac=ADDRESS]",
-            "virtio network card on a tap, on an open tap inherited as descriptor N, by passt, which "
-            "needs no root, or by vhost-user on the back end at SOCKET; repeat for more",
+            "tap=NAME|fd=N|fds=N:N|user|vhost-user=SOCKET[,mac=ADDRESS][,queues=N][,vhost=on|off|auto]"
+            "[,vhostfds=N:N][,forward=tcp|udp:[ADDRESS:]PORT:PORT]",
+            "virtio network card on a tap, on one inherited as open descriptors, one a pair of queues, by "
+            "passt, which needs no root and leads ports of this host to the guest's, or by vhost-user on the "
+            "back end at SOCKET; repeat for more",
             many=True,
             path_keys=("vhost-user",),
             device=True,
@@ -120,6 +124,52 @@ class MachineConfig:
     )
     rng: bool = setting(
         True, Setting("rng", syntax.switch, "on|off", "virtio entropy device (default: on)", device=True)
+    )
+    pmems: tuple[PmemConfig, ...] = setting(
+        (),
+        Setting(
+            "pmem",
+            Kind("pmem", "PmemConfig"),
+            "PATH[,readonly=on|off]",
+            "persistent memory: a file of whole 2 MiB, mapped into the guest (/dev/pmem0, mount -o dax); "
+            "repeat for more",
+            many=True,
+            paths=True,
+            device=True,
+        ),
+    )
+    balloon: BalloonConfig | None = setting(
+        None,
+        Setting(
+            "balloon",
+            Kind("balloon", "BalloonConfig"),
+            "on|off|SIZE[,reporting=on|off][,deflate_on_oom=on|off][,statistics=SECONDS]",
+            "virtio balloon: memory that is free in the guest goes back to the host (reporting), and SIZE of "
+            "it from the start (default: off)",
+            device=True,
+        ),
+    )
+    watchdog: str = setting(
+        "off",
+        Setting(
+            "watchdog",
+            syntax.choice("off", "reset", "poweroff", "panic", "none"),
+            "off|reset|poweroff|panic|none",
+            "a watchdog, and what happens when the guest does not feed it; panic ends nemu with status 3, "
+            "none is only a line (default: off)",
+        ),
+    )
+    cloud_init: str = setting(
+        "",
+        Setting(
+            "cloud-init",
+            syntax.path,
+            "DIR",
+            "a seed for cloud-init (NoCloud), made of DIR's user-data, meta-data, network-config and "
+            "vendor-data, as one more read-only disk",
+            paths=True,
+            device=True,
+        ),
     )
     vsock: VsockConfig | None = setting(
         None,

@@ -11,6 +11,7 @@ from dataclasses import fields
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from nemu import syntax
 from nemu.errors import ConfigError
 from nemu.validate import paths
 
@@ -23,6 +24,8 @@ MAX_DEVICES = 31  # functions 0 of bus 0, less the host bridge
 KINDS = (
     ("disks", "disks"),
     ("nets", "nets"),
+    ("pmems", "pmems"),
+    ("cloud_init", "cloud_init"),
     ("vhost_users", "vhost_users"),
     ("vsock", "vsock"),
 )
@@ -32,6 +35,7 @@ def validate(config: MachineConfig, options: RunOptions) -> None:
     """Raise ConfigError for the first thing in ``config`` or ``options`` that cannot work."""
     _check_boot(config)
     _check_count(config)
+    _check_balloon(config)
     for field, module in KINDS:
         if value := getattr(config, field):
             import_module(f"nemu.validate.{module}").check(value)
@@ -73,6 +77,12 @@ def _slots(devices: Sequence[object]) -> int:
     """How many places on the bus ``devices`` take: SCSI disks have one together, their controller's."""
     scsi = len([device for device in devices if getattr(device, "bus", "") == "scsi"])
     return len(devices) - max(scsi - 1, 0)
+
+
+def _check_balloon(config: MachineConfig) -> None:
+    if config.balloon and config.balloon.size >= config.memory:
+        problem = f"must be less than the {syntax.show_size(config.memory)} of --memory"
+        raise ConfigError("--balloon", syntax.show_size(config.balloon.size), problem)
 
 
 def _check_chardev(option: str, chardev: ChardevConfig) -> None:

@@ -25,12 +25,8 @@ def check(disks: tuple[DiskConfig, ...]) -> None:
 
 
 def _check_image(disk: DiskConfig) -> None:
-    found = paths.readable("--disk", disk.path)
+    found = paths.image("--disk", disk.path, disk.readonly)
     regular = stat.S_ISREG(found.st_mode)
-    if not (regular or stat.S_ISBLK(found.st_mode)):
-        raise ConfigError("--disk", disk.path, "must be an image or a block device")
-    if not disk.readonly and not os.access(disk.path, os.W_OK):
-        raise ConfigError("--disk", disk.path, "cannot be written; add ,readonly=on")
     if disk.format != "qcow2" and regular and (found.st_size == 0 or found.st_size % SECTOR):
         raise ConfigError(
             "--disk",
