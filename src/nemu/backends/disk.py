@@ -31,7 +31,7 @@ CHUNK = 1 << 20  # bytes of a pattern written at once
 MAX_DISCARD = 1 << 30
 MAX_ZEROES = 64 << 20
 # A copy out of the page cache takes less than waking a worker; a long one would hold up the loop.
-MAX_CACHED_READ = 128 * 1024
+MAX_CACHED = 128 * 1024
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 
 from nemu import iovec
-from nemu.backends.disk import MAX_CACHED_READ, SECTOR, Disk
+from nemu.backends.disk import MAX_CACHED, SECTOR, Disk
 from nemu.scsi import cdb as op
 from nemu.scsi import pages
 from nemu.scsi.cdb import Cdb
@@ -136,7 +136,7 @@ class ScsiDisk:
     def _read(self, cdb: Cdb, outgoing: iovec.Iovec, incoming: iovec.Iovec) -> Reply | Io:
         offset, size = self._transfer(cdb)
         views = _exactly(incoming, size)
-        if size == 0 or (size <= MAX_CACHED_READ and self.disk.read_cached(views, offset)):
+        if size == 0 or (size <= MAX_CACHED and self.disk.read_cached(views, offset)):
             return Reply(transferred=size)
         return partial(_io, partial(self.disk.read, views, offset), READ_ERROR, size)
 

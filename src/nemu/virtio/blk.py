@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nemu import iovec
-from nemu.backends.disk import MAX_CACHED_READ, MAX_DISCARD, MAX_ZEROES, SECTOR, Disk
+from nemu.backends.disk import MAX_CACHED, MAX_DISCARD, MAX_ZEROES, SECTOR, Disk
 from nemu.errors import GuestError
 from nemu.interfaces import EventLoop
 from nemu.virtio.device import MachineLock, Transport, VirtioDevice, again, drain
@@ -154,7 +154,7 @@ class VirtioBlk(VirtioDevice):
         if kind == T_IN:
             request.data = iovec.size(incoming)
             offset = self._offset(sector, request.data)
-            if request.data <= MAX_CACHED_READ and disk.read_cached(incoming, offset):
+            if request.data <= MAX_CACHED and disk.read_cached(incoming, offset):
                 return None
             return lambda: disk.read(incoming, offset)
         if kind == T_OUT:
