@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nemu.config.disk import DiskConfig
     from nemu.config.net import NetConfig
     from nemu.config.pmem import PmemConfig
+    from nemu.config.qmp import QmpConfig
     from nemu.config.vhost_user import VhostUserConfig
     from nemu.config.vsock import VsockConfig
 
@@ -239,6 +240,36 @@ class RunOptions:
     report: str = setting(
         "",
         Setting("report", syntax.path, "FILE", "write times, exits, memory and devices as JSON", paths=True),
+    )
+    name: str = setting(
+        "",
+        Setting(
+            "name",
+            syntax.machine_name,
+            "NAME",
+            "how nemu ps, nemu stop and the others call it (default: vm-PID)",
+        ),
+    )
+    start: str = setting(
+        "running",
+        Setting(
+            "start",
+            syntax.choice("running", "paused"),
+            "running|paused",
+            "paused holds the CPUs before the first instruction, until nemu resume (default: running)",
+        ),
+    )
+    qmp: tuple[QmpConfig, ...] = setting(
+        (),
+        Setting(
+            "qmp",
+            Kind("qmp", "QmpConfig"),
+            "PATH|fd=N|tcp=127.0.0.1:PORT|off",
+            "serve QMP clients on a Unix socket, an inherited socket or a port of the loopback interface; "
+            "repeat for more; off leaves out nemu's own socket, by which nemu ps finds it",
+            many=True,
+            paths=True,
+        ),
     )
     host: str = setting(
         "auto",

@@ -118,6 +118,10 @@ class kvm_irq_level(Structure):
     _fields_ = [("irq", c_uint32), ("level", c_uint32)]
 
 
+class kvm_device_attr(Structure):
+    _fields_ = [("flags", c_uint32), ("group", c_uint32), ("attr", c_uint64), ("addr", c_uint64)]
+
+
 class kvm_enable_cap(Structure):
     _fields_ = [
         ("cap", c_uint32),
@@ -245,3 +249,7 @@ KVM_SIGNAL_MSI = iow("KVM_SIGNAL_MSI", 0xA5, kvm_msi)
 
 # a vCPU
 KVM_RUN = io("KVM_RUN", 0x80)
+# KVM_CAP_VCPU_ATTRIBUTES (as well as of devices and VMs)
+KVM_SET_DEVICE_ATTR = iow("KVM_SET_DEVICE_ATTR", 0xE1, kvm_device_attr)
+KVM_GET_DEVICE_ATTR = iow("KVM_GET_DEVICE_ATTR", 0xE2, kvm_device_attr)
+KVM_HAS_DEVICE_ATTR = iow("KVM_HAS_DEVICE_ATTR", 0xE3, kvm_device_attr)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from nemu.backends.disk import Disk
+from nemu.interfaces import BlockInfo
 from nemu.peripherals.kind import Peripheral, Run, warn
 from nemu.virtio.blk import VirtioBlk
 
@@ -32,6 +33,10 @@ class Disks(Peripheral):
         from nemu.vhost.user.storage import VhostUserDisk
 
         return VhostUserDisk(disk, self._queues, self._loop, warn)
+
+    def blocks(self) -> Iterator[BlockInfo]:
+        for number, disk in enumerate(self._disks):
+            yield BlockInfo(f"virtio-blk{number}", disk.path, disk.size, disk.readonly)
 
     def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
         scsi = []

@@ -45,6 +45,8 @@ def validate(config: MachineConfig, options: RunOptions) -> None:
         raise ConfigError("--serial", "stdio", "the console has stdio already; add --console null")
     if config.serial.path and config.serial == config.console:
         raise ConfigError("--serial", f"file={config.serial.path}", "the console writes to this file already")
+    if options.qmp:
+        import_module("nemu.validate.qmp").check(options.qmp)
     if options.report:
         paths.output("--report", options.report)
 
@@ -73,16 +75,16 @@ def _check_count(config: MachineConfig) -> None:
         raise ConfigError(most, "", f"{count} devices do not fit the bus: at most {MAX_DEVICES} in all")
 
 
-def _slots(devices: Sequence[object]) -> int:
-    """How many places on the bus ``devices`` take: SCSI disks have one together, their controller's."""
-    scsi = len([device for device in devices if getattr(device, "bus", "") == "scsi"])
-    return len(devices) - max(scsi - 1, 0)
-
-
 def _check_balloon(config: MachineConfig) -> None:
     if config.balloon and config.balloon.size >= config.memory:
         problem = f"must be less than the {syntax.show_size(config.memory)} of --memory"
         raise ConfigError("--balloon", syntax.show_size(config.balloon.size), problem)
+
+
+def _slots(devices: Sequence[object]) -> int:
+    """How many places on the bus ``devices`` take: SCSI disks have one together, their controller's."""
+    scsi = len([device for device in devices if getattr(device, "bus", "") == "scsi"])
+    return len(devices) - max(scsi - 1, 0)
 
 
 def _check_chardev(option: str, chardev: ChardevConfig) -> None:

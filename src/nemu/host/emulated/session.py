@@ -38,14 +38,17 @@ _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def run(config: MachineConfig, options: RunOptions) -> int:
     """Run ``config`` in an emulated host; gives the exit status.  Raises ConfigError and HostError."""
     _refuse_taps(config)
+    _refuse_sockets(config)
     _refuse_vsock(config)
     with ExitStack() as stack:
         config = _seed(config, stack)
         _lock_disks(config, stack)
         files = {f"{INSIDE}/{name}": path for name in ("kernel", "initrd") if (path := getattr(config, name))}
-        host = stack.enter_context(Host(files=files, memory=_memory(config)))
-        session = _Session(host, config, stack)
-        return session.run(options)
+        # What holds a disk to its limits runs inside.
+        packages = ("qemu-system-common",) if any(disk.iops or disk.bps for disk in config.disks) else ()
+        host = stack.enter_context(Host(files=files, packages=packages, memory=_memory(config)))
+        session = _Session(host, config, options, stack)
+        return session.run()
 
 
 def _refuse_taps(config: MachineConfig) -> None:
@@ -64,12 +67,22 @@ def _refuse_vsock(config: MachineConfig) -> None:
         )
 
 
+def _refuse_sockets(config: MachineConfig) -> None:
+    named = [("--disk", "vhost-user", disk.socket) for disk in config.disks]
+    named += [("--vhost-user", "socket", device.socket) for device in config.vhost_users]
+    for option, key, path in named:
+        if path:
+            problem = "the emulated host cannot reach it; use a host with KVM"
+            raise ConfigError(option, f"{key}={path}", problem)
+
+
 def _lock_disks(config: MachineConfig, stack: ExitStack) -> None:
     """Open and lock the disks as a native run does, with the same complaints."""
     from nemu.backends.disk import Disk
 
     for disk in config.disks:
-        stack.callback(Disk(disk.path, disk.readonly).close)
+        if disk.format != "qcow2":  # such an image is opened, locked and checked by who attaches it
+            stack.callback(Disk(disk.path, disk.readonly).close)
     for pmem in config.pmems:
         stack.callback(Disk(pmem.path, pmem.readonly, "--pmem").close)
 
@@ -101,30 +114,38 @@ def _memory(config: MachineConfig) -> int:
 class _Session:
     """One run inside ``host``; what is opened here is closed by ``stack``."""
 
-    def __init__(self, host: Host, config: MachineConfig, stack: ExitStack) -> None:
+    def __init__(self, host: Host, config: MachineConfig, options: RunOptions, stack: ExitStack) -> None:
         self._host = host
+        self._options = options
         self._stack = stack
         self._outputs: list[str] = []
         self._sinks: dict[int, wire.Sink] = {}
         self._signals = 0
         self._stdio = "stdio" in (config.console.kind, config.serial.kind)
-        disks = tuple(disk._replace(path=host.attach(disk.path, disk.readonly)) for disk in config.disks)
+        # What a qcow2 image holds is a raw disk inside.
+        disks = tuple(
+            disk._replace(path=host.attach(disk.path, disk.readonly, disk.format or "raw"), format="raw")
+            for disk in config.disks
+        )
         pmems = tuple(pmem._replace(path=host.attach(pmem.path, pmem.readonly)) for pmem in config.pmems)
         self._config = replace(
             config,
             kernel=config.kernel and f"{INSIDE}/kernel",
             initrd=config.initrd and f"{INSIDE}/initrd",
             disks=disks,
-            vsock=self._vsock(config),
             pmems=pmems,
+            vsock=self._vsock(config),
             console=self._chardev("--console", config.console),
             serial=self._chardev("--serial", config.serial),
         )
+        self._qmp = self._serve_management()
 
-    def run(self, options: RunOptions) -> int:
+    def run(self) -> int:
+        options = self._options
         machine, report = f"{INSIDE}/machine.json", f"{INSIDE}/report.json"
         self._host.put(self._config.to_json().encode(), machine)
         argv = ["run", "--host", "native", "--machine-json", machine]
+        argv += ["--start", options.start, *self._qmp]
         argv += ["--timeout", str(options.timeout)] if options.timeout else []
         argv += ["--report", report] if options.report else []
         job = self._start(argv)
@@ -191,9 +212,36 @@ class _Session:
             self._sinks[3 + len(self._outputs)] = wire.Sink(_create(option, chardev.path))
             return chardev._replace(path=inside)
         if chardev.kind == "socket":
-            self._listen(option, chardev.path, inside)
+            from nemu.backends.listener import UnixListener
+
+            listener = UnixListener(chardev.path, option, f"socket={chardev.path}")
+            self._stack.callback(listener.close)
+            # The same path inside, so that who asks the machine for its console gets the one that is here.
+            inside = os.path.abspath(chardev.path)
+            self._host.client.operate("link_paths", links={}, directories=[os.path.dirname(inside)])
+            self._serve(listener.socket, inside)
             return chardev._replace(path=inside)
         return chardev
+
+    def _serve_management(self) -> list[str]:
+        """Open the sockets for QMP clients here; gives the settings of the nemu inside for them."""
+        from nemu import rundir
+        from nemu.qmp.sockets import open_endpoints, open_in_run_directory
+
+        inside = f"{INSIDE}/qmp"
+        endpoints = open_endpoints(self._options)
+        for endpoint in endpoints:
+            self._stack.callback(endpoint.close)
+        if (own := open_in_run_directory(self._options)) is not None:
+            self._stack.callback(own.close)
+            endpoints.append(own)
+        for endpoint in endpoints:
+            if endpoint.listens:
+                self._serve(endpoint.socket, inside)
+            else:
+                self._connect(endpoint.take(), inside)
+        settings = ["--name", rundir.name_of(self._options), "--qmp", "off"]
+        return [*settings, "--qmp", inside] if endpoints else settings
 
     def _vsock(self, config: MachineConfig) -> VsockConfig | None:
         """The same device inside; clients of the user's socket reach it."""
@@ -212,6 +260,7 @@ class _Session:
         self._serve(listener.socket, inside)
 
     def _serve(self, listener: socket.socket, inside: str) -> None:
+        """Each client that comes to ``listener`` is connected to the socket ``inside``; CLIENTS at a time."""
         watched = self._host.client.pump.watched
         clients = 0
 
@@ -224,10 +273,7 @@ class _Session:
             clients += 1
             if clients == CLIENTS:
                 del watched[listener.fileno()]
-            source, sink = wire.Source(os.dup(connection.fileno())), wire.Sink(connection.detach())
-            job = self._host.client.start({"what": "connect", "path": inside}, {}, {1: sink})
-            job.on_ready = lambda: job.add_source(0, source)
-            job.on_exit = left
+            self._connect(connection, inside).on_exit = left
 
         def left() -> None:
             nonlocal clients
@@ -235,6 +281,12 @@ class _Session:
             watched[listener.fileno()] = accept
 
         watched[listener.fileno()] = accept
+
+    def _connect(self, connection: socket.socket, inside: str) -> Job:
+        source, sink = wire.Source(os.dup(connection.fileno())), wire.Sink(connection.detach())
+        job = self._host.client.start({"what": "connect", "path": inside}, {}, {1: sink})
+        job.on_ready = lambda: job.add_source(0, source)
+        return job
 
     def _fetch_report(self, inside: str, path: str) -> None:
         try:
