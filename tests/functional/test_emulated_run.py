@@ -311,3 +311,30 @@ def test_a_tap_is_refused_in_one_line() -> None:
     assert done.returncode == 2
     assert done.stderr.decode().count("\n") == 1
     assert "--net tap=tap0" in done.stderr.decode()
+
+
+def test_a_port_of_this_host_leads_to_the_guests_of_the_emulated_one() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    serve = "ip link set eth0 up; udhcpc -i eth0 -q -n -t 5 >/dev/null; nc -l -p 80 -e cat"
+    with start("--net", f"user,forward=tcp:127.0.0.1:{port}:80", *in_guest(serve)) as process:
+        deadline = time.monotonic() + 2 * SHORT
+        answer = b""
+        while not answer:
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            try:  # each host on the way takes a connection before it knows whether the next one does
+                with socket.create_connection(("127.0.0.1", port), 5) as client:
+                    client.sendall(b"from outside")
+                    answer = client.recv(100)
+            except OSError:
+                time.sleep(0.2)
+        assert answer == b"from outside"
+        assert process.wait(SHORT) == 0
+
+
+def test_what_the_emulated_host_cannot_forward_is_refused() -> None:
+    done = run("--net", "user,forward=tcp:[::1]:18099:80", *in_guest("true"))
+    assert done.returncode == 2
+    problem = "the emulated host forwards IPv4 addresses only"
+    assert done.stderr.decode() == f"nemu: --net user,forward=tcp:[::1]:18099:80: {problem}\n"

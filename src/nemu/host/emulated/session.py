@@ -10,6 +10,7 @@ import os
 import signal
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from nemu.errors import ConfigError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from nemu.config import MachineConfig, RunOptions
     from nemu.config.chardev import ChardevConfig
+    from nemu.config.net import NetConfig
     from nemu.config.vsock import VsockConfig
 
 MIB = 1 << 20
@@ -32,6 +34,7 @@ OVERHEAD = 384  # MiB: the kernel and the programs of the emulated host
 SMALLEST = 1024  # MiB
 CLIENTS = 64  # of one socket at once, for each takes two descriptors; the others wait in the backlog
 _PATIENCE = 3  # signals after which nobody is asked any more
+FIRST_PORT = 20000  # inside, for the first forward
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -53,6 +56,10 @@ def run(config: MachineConfig, options: RunOptions) -> int:
 
 def _refuse_taps(config: MachineConfig) -> None:
     for net in config.nets:
+        for forward in net.forward:
+            if ":" in forward.address:
+                problem = "the emulated host forwards IPv4 addresses only"
+                raise ConfigError("--net", f"{net},forward={forward}", problem)
         if net.backend != "user":
             raise ConfigError(
                 "--net", str(net), "the emulated host cannot reach it; use --net user, or a host with KVM"
@@ -135,6 +142,7 @@ class _Session:
             disks=disks,
             pmems=pmems,
             vsock=self._vsock(config),
+            nets=self._forward(config.nets),
             console=self._chardev("--console", config.console),
             serial=self._chardev("--serial", config.serial),
         )
@@ -203,6 +211,19 @@ class _Session:
             self._stack.callback(signal.signal, number, old)
         self._stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(wake, warn_on_full_buffer=False))
         self._host.client.pump.watched[received] = forward
+
+    def _forward(self, nets: tuple[NetConfig, ...]) -> tuple[NetConfig, ...]:
+        """``nets`` with forwards from ports of the emulated host, to which the user's ports lead."""
+        numbers = count(FIRST_PORT)
+        result = []
+        for net in nets:
+            inside = []
+            for forward in net.forward:
+                port = next(numbers)
+                self._host.forward(forward.protocol, forward.address, forward.port, port)
+                inside.append(forward._replace(address="", port=port))
+            result.append(net._replace(forward=tuple(inside)))
+        return tuple(result)
 
     def _chardev(self, option: str, chardev: ChardevConfig) -> ChardevConfig:
         """The same back end inside; its bytes come out to the user's file or socket."""
