@@ -63,7 +63,8 @@ class Machine:
 
     ``memory_bus`` and ``port_bus`` count the accesses of the guest.  ``devices`` are (name,
     where it is), for reports; ``last_words`` is the end of the log of a kernel that panicked.
-    ``checks`` raise the HostError that says best why the host has failed.
+    ``checks`` raise the HostError that says best why the host has failed.  ``at_pause`` and ``at_resume`` are
+    called with the machine lock held, for what counts the guest's time.
     """
 
     def __init__(self, lock: threading.RLock, loop: Loop) -> None:
@@ -89,6 +90,8 @@ class Machine:
         self.last_words: list[str] = []
         self.reported: Callable[[str, Ost], None] = lambda kind, ost: None
         self.checks: list[Callable[[], None]] = []
+        self.at_pause: list[Callable[[], None]] = []
+        self.at_resume: list[Callable[[], None]] = []
         self.at_close: list[Callable[[], None]] = []
         self._end: Outcome | BaseException | None = None
         self._end_lock = threading.Lock()
@@ -127,6 +130,8 @@ class Machine:
         self._hold_vcpus()
         if self.clock is not None:
             self.clock.stop()
+        for call in self.at_pause:
+            call()
         self.state = RunState.PAUSED
         return True
 
@@ -136,6 +141,8 @@ class Machine:
             return False
         if self.state is RunState.PAUSED and self.clock is not None:
             self.clock.start()
+        for call in self.at_resume:
+            call()
         self.state = RunState.RUNNING
         self._let_vcpus_go()
         return True

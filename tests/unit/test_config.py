@@ -307,13 +307,13 @@ def test_a_wrong_balloon_is_refused(value: object, problem: str) -> None:
     assert problem in refusal(balloon=value)
 
 
-@pytest.mark.parametrize("action", ["off", "reset", "poweroff", "panic", "none"])
+@pytest.mark.parametrize("action", ["off", "reset", "poweroff", "panic", "pause", "none"])
 def test_a_watchdog_has_an_action(action: str) -> None:
     assert machine(watchdog=action).watchdog == action
 
 
 def test_a_watchdog_without_an_action_is_refused() -> None:
-    assert "must be off, reset, poweroff, panic or none" in refusal(watchdog="on")
+    assert "must be off, reset, poweroff, panic, pause or none" in refusal(watchdog="on")
 
 
 @pytest.mark.parametrize(

@@ -160,10 +160,10 @@ class MachineConfig:
         "off",
         Setting(
             "watchdog",
-            syntax.choice("off", "reset", "poweroff", "panic", "none"),
-            "off|reset|poweroff|panic|none",
+            syntax.choice("off", "reset", "poweroff", "panic", "pause", "none"),
+            "off|reset|poweroff|panic|pause|none",
             "a watchdog, and what happens when the guest does not feed it; panic ends nemu with status 3, "
-            "none is only a line (default: off)",
+            "pause waits for a QMP client (cont), none is only a line (default: off)",
         ),
     )
     cloud_init: str = setting(

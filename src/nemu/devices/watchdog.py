@@ -74,6 +74,7 @@ class Watchdog:
         self._countdown = DEFAULT_COUNTDOWN
         self._timer: Timer | None = None
         self._deadline = 0.0
+        self._frozen: float | None = None  # seconds that were left when the machine was paused
         self.register_name = REGISTERS.name
 
     def read(self, offset: int, width: int) -> int:
@@ -85,6 +86,18 @@ class Watchdog:
     def close(self) -> None:
         """The machine ends."""
         self._stop()
+
+    def freeze(self) -> None:
+        """The guest cannot feed it from now on."""
+        if self._timer:
+            self._timer.cancel()
+            self._frozen = max(0.0, self._deadline - time.monotonic())
+
+    def thaw(self) -> None:
+        """The guest goes on, with the time that it had left."""
+        if self._timer and self._frozen is not None:
+            self._arm(self._frozen)
+        self._frozen = None
 
     def _load(self, register: Register) -> int:
         if register is Register.CONTROL:
@@ -112,8 +125,11 @@ class Watchdog:
 
     def _start(self) -> None:
         self._stop()
-        self._deadline = time.monotonic() + self._countdown * PERIOD
-        self._timer = self._loop.call_later(self._countdown * PERIOD, self._expire)
+        self._arm(self._countdown * PERIOD)
+
+    def _arm(self, seconds: float) -> None:
+        self._deadline = time.monotonic() + seconds
+        self._timer = self._loop.call_later(seconds, self._expire)
 
     def _stop(self) -> None:
         if self._timer:

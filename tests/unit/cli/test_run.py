@@ -12,7 +12,7 @@ import pytest
 
 from nemu import validate
 from nemu.cli import main, parser, run
-from nemu.config import MachineConfig, RunOptions
+from nemu.config import MachineConfig, RunOptions, Setting, settings
 from nemu.config.cpus import Cpus, Memory
 from nemu.config.disk import DiskConfig
 
@@ -131,3 +131,9 @@ def test_the_small_guest_has_its_own_least_memory(hosts: Hosts, capsys: pytest.C
     assert main(["run", "--memory", "64M"]) == 2
     assert capsys.readouterr().err == "nemu: --memory 64M: the small guest needs at least 80M\n"
     assert hosts.asked == []
+
+
+@pytest.mark.parametrize("setting", list(settings()), ids=lambda setting: setting.option)
+def test_every_option_reaches_the_settings(setting: Setting) -> None:
+    arguments = parser.build(["run"]).parse_args(["run", f"--{setting.option}", "value"])
+    assert hasattr(arguments, setting.option)

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 PAGE = layout.PAGE_SIZE
 LAST_WORDS = 40  # lines of a panicking kernel's log that are kept
-# What ends the machine when the watchdog runs out, by what the user asked for; "none" ends nothing.
+# What ends the machine when the watchdog runs out, by what the user asked for; "pause" and "none" do not.
 WATCHDOG_OUTCOMES = {"reset": Outcome.RESET, "poweroff": Outcome.POWER_OFF, "panic": Outcome.WATCHDOG}
 
 
@@ -183,16 +183,22 @@ class Board:
         bus.place(Window("watchdog", PAGE, device), layout.WATCHDOG)
         self._machine.devices.append(("watchdog", f"{layout.WATCHDOG:#x}"))
         self._machine.at_close.append(device.close)
+        self._machine.at_pause.append(device.freeze)
+        self._machine.at_resume.append(device.thaw)
         self._tables.append(table(layout.WATCHDOG))
 
     def _watchdog_expired(self) -> None:
-        action = self._config.watchdog
+        machine, action = self._machine, self._config.watchdog
         outcome = WATCHDOG_OUTCOMES.get(action)
+        # QMP has no word for an end with another status.
+        machine.emit("WATCHDOG", action="poweroff" if action == "panic" else action)
         if outcome is not Outcome.WATCHDOG and not self._unfed:  # that outcome is told at the end
             print(f"nemu: {Outcome.WATCHDOG.value} (action: {action})", file=sys.stderr)
         self._unfed = True
         if outcome:
-            self._machine.finish(outcome)
+            machine.finish(outcome)
+        elif action == "pause" and machine.pause():
+            machine.emit("STOP")
 
     def _panicked(self, events: PanicEvent) -> None:
         if events & PanicEvent.PANICKED:

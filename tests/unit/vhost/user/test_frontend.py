@@ -36,7 +36,7 @@ from fakes.vhost_user import (
     DiedError,
 )
 from nemu.errors import ConfigError
-from nemu.memory import GuestRam
+from nemu.memory import GuestRam, map_image
 from nemu.vhost.user.channel import PATIENCE
 from nemu.vhost.user.device import VhostUserDevice
 from nemu.vhost.user.endpoint import SocketEndpoint
@@ -547,6 +547,20 @@ def test_memory_that_comes_later_is_added(bench: Bench) -> None:
     machine.settled()
     assert backend.regions[1][:2] == (1 << 32, 4096)
     assert SET_MEM_TABLE not in backend.log[backend.log.index(SET_VRING_ADDR) :]
+    os.close(fd)
+
+
+def test_memory_that_cannot_be_written_is_not_the_back_ends(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "image").write_bytes(bytes(4096))
+    fd = os.open(tmp_path / "image", os.O_RDONLY)
+    backend = bench.backend()
+    machine = bench.machine()
+    machine.ram.add(1 << 32, map_image(fd, 4096, readonly=True), fd, readonly=True)
+    machine.build()
+    machine.activate()
+    machine.settled()
+    assert [region[0] for region in backend.regions] == [0]
+    assert machine.lines == []
     os.close(fd)
 
 
