@@ -20,6 +20,10 @@ class GuestMemory(Protocol):
         """A writable view of guest RAM itself (no copy), ``length`` >= 1 bytes, format ``B``."""
         ...
 
+    def readable(self, gpa: int, length: int) -> memoryview:
+        """The same for reading only: also of memory that the guest cannot write (a read-only file)."""
+        ...
+
     def read(self, gpa: int, length: int) -> bytes:
         """A copy of ``length`` bytes."""
         ...
@@ -143,19 +147,6 @@ class EventLoop(Protocol):
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """From any thread that holds the machine lock: run ``callback`` in the loop thread after a time."""
-        ...
-
-
-class Balloon(Protocol):
-    """Memory that the guest can be asked to give back.  Called with the machine lock held."""
-
-    @property
-    def actual(self) -> int:
-        """Bytes that the guest has now."""
-        ...
-
-    def set_target(self, size: int) -> None:
-        """Ask the guest to come to ``size`` bytes; it does so when it can, or never."""
         ...
 
 

@@ -11,14 +11,17 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from nemu.errors import HostError
+
 if TYPE_CHECKING:
     from nemu.arch.x86_64.clock import GuestClock
+    from nemu.balloon import Balloon
     from nemu.bus.address_space import AddressSpace
-    from nemu.interfaces import Balloon, PciFunctionInfo
+    from nemu.interfaces import PciFunctionInfo
     from nemu.kvm.slots import MemorySlots
     from nemu.kvm.vcpu import VcpuThread
     from nemu.loop import Loop
-    from nemu.memory import GuestRam
+    from nemu.memory import DeviceMemory, GuestRam
 
 
 class Outcome(Enum):
@@ -27,6 +30,7 @@ class Outcome(Enum):
     POWER_OFF = "the guest powered off"
     RESET = "the guest reset the machine"
     PANIC = "the guest panicked"
+    WATCHDOG = "the guest did not feed its watchdog"
     TIMEOUT = "the time was up"
     QUIT = "the user left"
     KILLED = "the user ended it"
@@ -50,10 +54,12 @@ class Machine:
     """Owned by ``build``, which adds the parts: ``vcpus``, ``power_button``, ``devices``, ``at_close``.
 
     ``emit(event, **data)`` tells management clients of a QMP event, with the machine lock held.
-    ``ram`` and ``slots`` are for devices that bring memory, or hand RAM to a data plane outside.
+    ``ram``, ``slots`` and ``device_memory`` (addresses) are for devices that bring memory, or hand RAM to a
+    data plane outside.
 
     ``memory_bus`` and ``port_bus`` count the accesses of the guest.  ``devices`` are (name,
     where it is), for reports; ``last_words`` is the end of the log of a kernel that panicked.
+    ``checks`` raise the HostError that says best why the host has failed.
     """
 
     def __init__(self, lock: threading.RLock, loop: Loop) -> None:
@@ -62,6 +68,7 @@ class Machine:
         self.vcpus: list[VcpuThread] = []
         self.ram: GuestRam
         self.slots: MemorySlots
+        self.device_memory: DeviceMemory
         self.memory_bus: AddressSpace
         self.port_bus: AddressSpace
         self.power_button: Callable[[], None] = lambda: None
@@ -72,6 +79,7 @@ class Machine:
         self.balloon: Balloon | None = None
         self.devices: list[tuple[str, str]] = []
         self.last_words: list[str] = []
+        self.checks: list[Callable[[], None]] = []
         self.at_close: list[Callable[[], None]] = []
         self._end: Outcome | BaseException | None = None
         self._end_lock = threading.Lock()
@@ -93,6 +101,9 @@ class Machine:
                 self.loop.run()
         finally:
             self._stop_vcpus()
+        if isinstance(self._end, HostError):
+            for check in self.checks:
+                check()
         if isinstance(self._end, BaseException):
             raise self._end
         return self._end

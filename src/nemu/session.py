@@ -30,6 +30,7 @@ STATUS = {
     Outcome.POWER_OFF: 0,
     Outcome.QUIT: 0,
     Outcome.PANIC: GuestCrashError.status,
+    Outcome.WATCHDOG: GuestCrashError.status,
     Outcome.TIMEOUT: 4,
     Outcome.KILLED: 128 + signal.SIGTERM,
     Outcome.QMP_QUIT: 0,
@@ -39,6 +40,7 @@ _CAUSES = {
     Outcome.POWER_OFF: (True, "guest-shutdown"),
     Outcome.RESET: (True, "guest-reset"),
     Outcome.PANIC: (True, "guest-panic"),
+    Outcome.WATCHDOG: (True, "guest-shutdown"),
     Outcome.TIMEOUT: (False, "host-signal"),
     Outcome.QUIT: (False, "host-ui"),
     Outcome.KILLED: (False, "host-signal"),
@@ -47,7 +49,7 @@ _CAUSES = {
 }
 _RESETS = {Outcome.RESET, Outcome.QMP_RESET}
 # Outcomes that nobody asked for: one line on standard error says what happened.
-_UNEXPECTED = {Outcome.PANIC, Outcome.TIMEOUT}
+_UNEXPECTED = {Outcome.PANIC, Outcome.WATCHDOG, Outcome.TIMEOUT}
 # Outcomes after which nobody misses a console.
 _QUIET = {Outcome.POWER_OFF, Outcome.QMP_QUIT}
 

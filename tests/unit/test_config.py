@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +16,8 @@ from nemu.config import MIB, Given, MachineConfig, RunOptions, assemble, setting
 from nemu.config import machine as machine_config
 from nemu.config.chardev import ChardevConfig
 from nemu.config.disk import DiskConfig
-from nemu.config.net import NetConfig
+from nemu.config.net import Forward, NetConfig
+from nemu.config.vsock import VsockConfig
 from nemu.errors import ConfigError
 
 
@@ -150,8 +152,26 @@ def test_a_wrong_disk_is_refused(value: object, problem: str) -> None:
     [
         ("user", NetConfig("user")),
         ("tap=tap0", NetConfig("tap", tap="tap0")),
-        ("fd=7", NetConfig("fd", fd=7)),
+        ("fd=7", NetConfig("fd", fds=(7,))),
         ("user,mac=52:54:00:AB:00:01", NetConfig("user", mac="52:54:00:ab:00:01")),
+        ("tap=t,queues=2,vhost=on", NetConfig("tap", tap="t", queues=2, vhost="on")),
+        ("tap=t,vhostfds=5", NetConfig("tap", tap="t", vhostfds=(5,))),
+        ("fds=5:6,vhostfds=7:8", NetConfig("fd", fds=(5, 6), vhostfds=(7, 8))),
+        ("fd=5,vhost=off", NetConfig("fd", fds=(5,), vhost="off")),
+        ({"fds": [5, 6], "vhost": True}, NetConfig("fd", fds=(5, 6), vhost="on")),
+        ("user,forward=tcp:8080:80", NetConfig("user", forward=(Forward("tcp", "", 8080, 80),))),
+        (
+            "user,forward=tcp:127.0.0.1:80:8080,forward=udp:[0::1]:80:53,forward=tcp:[::1]:80:80",
+            NetConfig(
+                "user",
+                forward=(
+                    Forward("tcp", "127.0.0.1", 80, 8080),
+                    Forward("udp", "::1", 80, 53),
+                    Forward("tcp", "::1", 80, 80),
+                ),
+            ),
+        ),
+        ({"user": True, "forward": "tcp:1:2"}, NetConfig("user", forward=(Forward("tcp", "", 1, 2),))),
         ({"tap": "tap0"}, NetConfig("tap", tap="tap0")),
         ({"user": True}, NetConfig("user")),
     ],
@@ -163,20 +183,49 @@ def test_a_network_card_names_its_backend(value: object, net: NetConfig) -> None
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        ("", "must be tap=NAME, fd=N or user"),
-        ("bridge=br0", "must be tap=NAME, fd=N or user"),
+        ("", "must be tap=NAME, fd=N, fds=N:N, user or vhost-user=SOCKET"),
+        ("bridge=br0", "must be tap=NAME, fd=N, fds=N:N, user or vhost-user=SOCKET"),
         ("tap=", "interface name"),
         ("tap=0123456789abcdef", "interface name of 1 to 15 bytes"),
         ("tap=../x", "interface name"),
         ("tap=a b", "interface name"),
         ("fd=-1", "fd must be a whole number"),
         ("fd=x", "fd must be a whole number"),
-        ("user,tap=t0", "must be tap=NAME, fd=N or user"),
+        ("user,tap=t0", "must be tap=NAME, fd=N, fds=N:N, user or vhost-user=SOCKET"),
         ("user,mac=01:00:5e:00:00:01", "unicast"),
         ("user,mac=00:00:00:00:00:00", "unicast"),
         ("user,mac=52:54:00:12:34", "six hexadecimal bytes"),
-        ({"mac": "52:54:00:12:34:56"}, "must be tap=NAME, fd=N or user"),
+        ({"mac": "52:54:00:12:34:56"}, "must be tap=NAME, fd=N, fds=N:N, user or vhost-user=SOCKET"),
         ({"user": False}, "user can only be on"),
+        ("tap=t,queues=0", "queues must be a whole number from 1 to 63"),
+        ("tap=t,queues=64", "from 1 to 63"),
+        ("tap=t,vhost=yes", "vhost must be on, off or auto"),
+        ("tap=t,queues=2,vhost=off", "one queue pair and without vhostfds"),
+        ("tap=t,vhost=off,vhostfds=3", "one queue pair and without vhostfds"),
+        ("fds=5:6,vhostfds=7", "vhostfds has 1, must have 2"),
+        ("tap=t,vhostfds=7:8", "vhostfds has 2, must have 1"),
+        ("fds=5:5", "the same descriptor twice"),
+        ("fds=5:", "must be a whole number"),
+        ("fds=", "must be a whole number"),
+        ("fds=" + ":".join(map(str, range(64))), "1 to 63 descriptors"),
+        ({"fds": "5"} | {"fd": 6}, "must be tap=NAME, fd=N, fds=N:N, user or vhost-user=SOCKET"),
+        ({"fds": {}}, "1 to 63 descriptors"),
+        ("fds=5:6,queues=2", "queues does not go with fds=5:6"),
+        ("user,queues=2", "queues does not go with user"),
+        ("user,vhost=on", "vhost does not go with user"),
+        ("user,vhostfds=3", "vhostfds does not go with user"),
+        ("tap=t,forward=tcp:1:2", "forward does not go with tap=t"),
+        ("user,forward=", "must be tcp or udp with two ports"),
+        ("user,forward=tcp:80", "must be tcp or udp with two ports"),
+        ("user,forward=icmp:1:2", "must be tcp or udp with two ports"),
+        ("user,forward=tcp:0:80", "forward tcp:0:80 must be a whole number from 1 to 65535"),
+        ("user,forward=tcp:80:65536", "from 1 to 65535"),
+        ("user,forward=tcp:80:x", "from 1 to 65535"),
+        ("user,forward=tcp:1.2.3:80:80", "has 1.2.3, which is no IP address"),
+        ("user,forward=tcp:::1:80:80", "which is no IP address (IPv6 in brackets)"),
+        ("user,forward=tcp:[1.2.3.4]:80:80", "which is no IP address"),
+        ("user,forward=tcp:80:1,forward=tcp:80:2", "tcp:80:1 and tcp:80:2 want the same port"),
+        ("user,forward=tcp:80:1,forward=tcp:1.2.3.4:80:2", "want the same port"),
     ],
 )
 def test_a_wrong_network_card_is_refused(value: object, problem: str) -> None:
@@ -213,7 +262,53 @@ def test_a_very_long_value_is_shortened_in_the_message() -> None:
     assert len(refusal(rng="x" * 100_000)) < 200
 
 
+@pytest.mark.parametrize(
+    ("value", "vsock"),
+    [
+        ("cid=3", VsockConfig(3)),
+        ("cid=4294967294,vhostfd=9", VsockConfig(0xFFFF_FFFE, vhostfd=9)),
+        ("cid=5,socket=a,,b", VsockConfig(5, "a,b")),
+        ({"cid": 7, "socket": "s"}, VsockConfig(7, "s")),
+    ],
+)
+def test_a_socket_device_has_an_address_and_a_host_side(value: object, vsock: VsockConfig) -> None:
+    assert machine(vsock=value).vsock == vsock
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("", "must be KEY=VALUE"),
+        ("3", "must be KEY=VALUE"),
+        ("cid=2", "cid must be a whole number from 3 to 4294967294"),
+        ("cid=4294967295", "from 3 to 4294967294"),
+        ("socket=s", "needs cid=N"),
+        ("cid=3,socket=", "socket must be a path"),
+        ("cid=3,socket=s,vhostfd=4", "socket or vhostfd, not both"),
+        ("cid=3,vhostfd=-1", "vhostfd must be"),
+        ("cid=3,port=1", "unknown key port"),
+        (3, "must be text or a table"),
+    ],
+)
+def test_a_wrong_socket_device_is_refused(value: object, problem: str) -> None:
+    message = refusal(vsock=value)
+    assert message.startswith("--vsock ")
+    assert problem in message
+
+
 names = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=20)
+numbers = st.lists(st.integers(0, 99), max_size=3).map(tuple)
+forwards = st.builds(
+    Forward, st.sampled_from(["tcp", "udp"]), st.just("::1"), st.integers(1, 9), st.integers(1, 9)
+)
+network_cards = st.builds(
+    NetConfig,
+    backend=st.just("tap"),
+    tap=names,
+    fds=numbers,
+    vhostfds=numbers,
+    forward=st.lists(forwards, max_size=2).map(tuple),
+)
 machines = st.builds(
     MachineConfig,
     kernel=names,
@@ -221,12 +316,14 @@ machines = st.builds(
     memory=st.integers(64, 1 << 20).map(lambda mib: mib * MIB),
     cpus=st.integers(1, 255),
     disks=st.lists(st.builds(DiskConfig, path=names, readonly=st.booleans()), max_size=3).map(tuple),
-    nets=st.lists(st.builds(NetConfig, backend=st.just("tap"), tap=names), max_size=3).map(tuple),
+    nets=st.lists(network_cards, max_size=3).map(tuple),
     rng=st.booleans(),
+    vsock=st.none() | st.builds(VsockConfig, cid=st.integers(3, 9), socket=names),
     console=st.builds(ChardevConfig, kind=st.just("file"), path=names),
 )
 
 
+@hypothesis.settings(deadline=None)  # the first machine imports what it needs
 @given(machines)
 def test_a_machine_survives_json(described: MachineConfig) -> None:
     assert MachineConfig.from_json(described.to_json()) == described

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from nemu.boot import loader
 from nemu.config import MachineConfig, RunOptions
 from nemu.config.chardev import ChardevConfig
 from nemu.config.disk import DiskConfig
-from nemu.config.net import NetConfig
+from nemu.config.net import Forward, NetConfig
+from nemu.config.vsock import VsockConfig
 from nemu.errors import ConfigError
 from nemu.validate import validate
 
@@ -113,10 +115,61 @@ def test_network_cards_do_not_share_a_tap_or_an_address() -> None:
 @pytest.mark.usefixtures("folder")
 def test_a_descriptor_must_be_open() -> None:
     descriptor = os.open("/dev/null", os.O_RDWR)
-    validate(MachineConfig(kernel="kernel", nets=(NetConfig("fd", fd=descriptor),)), RunOptions())
+    validate(MachineConfig(kernel="kernel", nets=(NetConfig("fd", fds=(descriptor,)),)), RunOptions())
     os.close(descriptor)
-    refused = refusal(nets=(NetConfig("fd", fd=descriptor),))
+    refused = refusal(nets=(NetConfig("fd", fds=(descriptor,)),))
     assert refused == f"--net fd={descriptor}: no such open descriptor was inherited"
+    refused = refusal(nets=(NetConfig("fd", fds=(0,), vhostfds=(descriptor,)),))
+    assert refused == f"--net vhostfd={descriptor}: no such open descriptor was inherited"
+    refused = refusal(nets=(NetConfig("fd", fds=(0, descriptor)),))
+    assert refused == f"--net fds={descriptor}: no such open descriptor was inherited"
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_descriptor_has_one_use() -> None:
+    assert "descriptor 0 is given twice" in refusal(nets=(NetConfig("fd", fds=(0,), vhostfds=(0,)),))
+    assert "descriptor 1 is given twice" in refusal(
+        nets=(NetConfig("fd", fds=(0, 1)), NetConfig("fd", fds=(1,)))
+    )
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("kind", ["tcp", "udp"])
+@pytest.mark.parametrize(("address", "taken_at"), [("127.0.0.1", "127.0.0.1"), ("", "127.0.0.1"), ("", "::")])
+def test_a_port_that_is_forwarded_must_be_free(kind: str, address: str, taken_at: str) -> None:
+    family = socket.AF_INET6 if ":" in taken_at else socket.AF_INET
+    type_ = socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM
+    with socket.socket(family, type_) as taken:
+        taken.bind((taken_at, 0))
+        if kind == "tcp":
+            taken.listen()
+        port = taken.getsockname()[1]
+        forward = Forward(kind, address, port, 80)
+        text = refusal(nets=(NetConfig("user", forward=(forward,)),))
+    assert text == f"--net user,forward={forward}: cannot listen there: address already in use"
+    validate(MachineConfig(kernel="kernel", nets=(NetConfig("user", forward=(forward,)),)), RunOptions())
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_foreign_address_cannot_be_forwarded_from() -> None:
+    forward = Forward("tcp", "192.0.2.1", 8080, 80)
+    text = refusal(nets=(NetConfig("user", forward=(forward,)),))
+    assert text == f"--net user,forward={forward}: cannot listen there: cannot assign requested address"
+
+
+@pytest.mark.usefixtures("folder")
+def test_two_network_cards_do_not_share_a_port_of_the_host() -> None:
+    one, other = Forward("tcp", "", 18080, 80), Forward("tcp", "127.0.0.1", 18080, 81)
+    text = refusal(nets=(NetConfig("user", forward=(one,)), NetConfig("user", forward=(other,))))
+    assert text == f"--net user,forward={other}: another network card has forward={one}"
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_socket_device_needs_its_place_or_descriptor() -> None:
+    assert refusal(vsock=VsockConfig(3, "no/s")) == "--vsock no/s: there is no directory no"
+    refused = refusal(vsock=VsockConfig(3, vhostfd=1 << 19))
+    assert refused == "--vsock vhostfd=524288: no such open descriptor was inherited"
+    validate(MachineConfig(kernel="kernel", vsock=VsockConfig(3, "s")), RunOptions())
 
 
 @pytest.mark.usefixtures("folder")

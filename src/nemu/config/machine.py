@@ -15,9 +15,13 @@ from nemu.config.setting import Given, Kind, Setting, setting
 from nemu.errors import ConfigError
 
 if TYPE_CHECKING:
+    from nemu.config.balloon import BalloonConfig
     from nemu.config.disk import DiskConfig
     from nemu.config.net import NetConfig
+    from nemu.config.pmem import PmemConfig
     from nemu.config.qmp import QmpConfig
+    from nemu.config.vhost_user import VhostUserConfig
+    from nemu.config.vsock import VsockConfig
 
 MIB = syntax.MIB
 MAX_CPUS = 255  # xAPIC ids
@@ -81,8 +85,10 @@ class MachineConfig:
         Setting(
             "disk",
             Kind("disk", "DiskConfig"),
-            "PATH[,readonly=on|off][,serial=TEXT][,queues=N]",
-            "virtio disk on a raw image or a block device; repeat for more; a comma in PATH is written twice",
+            "PATH[,readonly=on|off][,serial=TEXT][,queues=N][,format=raw|qcow2][,iops=N][,bps=SIZE]"
+            "|vhost-user=SOCKET[,queues=N]",
+            "virtio disk on a raw or qcow2 image, on a block device, or by vhost-user on the back end at "
+            "SOCKET; repeat for more; a comma in PATH is written twice",
             many=True,
             paths=True,
             device=True,
@@ -93,15 +99,89 @@ class MachineConfig:
         Setting(
             "net",
             Kind("net", "NetConfig"),
-            "tap=NAME|fd=N|user[,mac=ADDRESS]",
-            "virtio network card on a tap, on an open tap inherited as descriptor N, or by passt, which "
-            "needs no root; repeat for more",
+            "tap=NAME|fd=N|fds=N:N|user|vhost-user=SOCKET[,mac=ADDRESS][,queues=N][,vhost=on|off|auto]"
+            "[,vhostfds=N:N][,forward=tcp|udp:[ADDRESS:]PORT:PORT]",
+            "virtio network card on a tap, on one inherited as open descriptors, one a pair of queues, by "
+            "passt, which needs no root and leads ports of this host to the guest's, or by vhost-user on the "
+            "back end at SOCKET; repeat for more",
             many=True,
+            path_keys=("vhost-user",),
+            device=True,
+        ),
+    )
+    vhost_users: tuple[VhostUserConfig, ...] = setting(
+        (),
+        Setting(
+            "vhost-user",
+            Kind("vhost_user", "VhostUserConfig"),
+            "type=N,socket=SOCKET[,queues=N][,queue-size=N]",
+            "virtio device of any type (virtio 1.2, section 5) on the vhost-user back end at SOCKET; "
+            "repeat for more",
+            many=True,
+            path_keys=("socket",),
             device=True,
         ),
     )
     rng: bool = setting(
         True, Setting("rng", syntax.switch, "on|off", "virtio entropy device (default: on)", device=True)
+    )
+    pmems: tuple[PmemConfig, ...] = setting(
+        (),
+        Setting(
+            "pmem",
+            Kind("pmem", "PmemConfig"),
+            "PATH[,readonly=on|off]",
+            "persistent memory: a file of whole 2 MiB, mapped into the guest (/dev/pmem0, mount -o dax); "
+            "repeat for more",
+            many=True,
+            paths=True,
+            device=True,
+        ),
+    )
+    balloon: BalloonConfig | None = setting(
+        None,
+        Setting(
+            "balloon",
+            Kind("balloon", "BalloonConfig"),
+            "on|off|SIZE[,reporting=on|off][,deflate_on_oom=on|off][,statistics=SECONDS]",
+            "virtio balloon: memory that is free in the guest goes back to the host (reporting), and SIZE of "
+            "it from the start (default: off)",
+            device=True,
+        ),
+    )
+    watchdog: str = setting(
+        "off",
+        Setting(
+            "watchdog",
+            syntax.choice("off", "reset", "poweroff", "panic", "none"),
+            "off|reset|poweroff|panic|none",
+            "a watchdog, and what happens when the guest does not feed it; panic ends nemu with status 3, "
+            "none is only a line (default: off)",
+        ),
+    )
+    cloud_init: str = setting(
+        "",
+        Setting(
+            "cloud-init",
+            syntax.path,
+            "DIR",
+            "a seed for cloud-init (NoCloud), made of DIR's user-data, meta-data, network-config and "
+            "vendor-data, as one more read-only disk",
+            paths=True,
+            device=True,
+        ),
+    )
+    vsock: VsockConfig | None = setting(
+        None,
+        Setting(
+            "vsock",
+            Kind("vsock", "VsockConfig"),
+            "cid=N[,socket=PATH|,vhostfd=N]",
+            "virtio socket device with the guest's address N, of the host kernel (AF_VSOCK) or behind a Unix "
+            "socket",
+            path_keys=("socket",),
+            device=True,
+        ),
     )
     console: ChardevConfig = setting(
         ChardevConfig("stdio"),
@@ -141,7 +221,8 @@ class MachineConfig:
                 how: Setting = item.metadata["setting"]
                 if load := getattr(how.read, "load", None):
                     given = values[item.name]
-                    values[item.name] = tuple(map(load, given)) if how.many else load(given)
+                    if given is not None or item.default is not None:
+                        values[item.name] = tuple(map(load, given)) if how.many else load(given)
             return cls(**values)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise ValueError(f"not a machine that nemu wrote ({error})") from None

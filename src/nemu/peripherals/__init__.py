@@ -16,6 +16,7 @@ from nemu.peripherals.kind import Peripheral, Run
 if TYPE_CHECKING:
     from nemu.backends.chardev import Chardev
     from nemu.config import MachineConfig
+    from nemu.devices.watchdog import Sticky
     from nemu.interfaces import BlockInfo, ChardevInfo
     from nemu.loop import Loop
     from nemu.machine import Machine
@@ -24,15 +25,26 @@ if TYPE_CHECKING:
 # (field of MachineConfig, module here, class), in the order of their slots on the bus behind the console's.
 KINDS = (
     ("disks", "disks", "Disks"),
+    ("cloud_init", "cloud_init", "CloudInit"),
     ("nets", "nets", "Nets"),
+    ("vhost_users", "vhost_users", "VhostUsers"),
     ("rng", "rng", "Rng"),
+    ("pmems", "pmems", "Pmems"),
+    ("balloon", "balloon", "BalloonDevice"),
+    ("vsock", "vsock", "Vsock"),
 )
+
+
+def _sticky() -> Sticky:
+    from nemu.devices.watchdog import Sticky
+
+    return Sticky()
 
 
 class Peripherals:
     """Everything open; raises ConfigError and HostError, with nothing left open.
 
-    ``leave`` is called when the user leaves by the console's keyboard.
+    ``leave`` is called when the user leaves by the console's keyboard.  ``watchdog`` survives a reset.
     """
 
     def __init__(self, config: MachineConfig, loop: Loop, leave: Callable[[], None]) -> None:
@@ -44,6 +56,7 @@ class Peripherals:
                 if getattr(config, field):
                     kind: type[Peripheral] = getattr(import_module(f"nemu.peripherals.{module}"), name)
                     self._open.append(kind(run))
+            self.watchdog = _sticky() if config.watchdog != "off" else None
             self._consoles = Consoles(run)
             self._open.insert(0, self._consoles)
         except BaseException:

@@ -10,6 +10,7 @@ from dataclasses import fields
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from nemu import syntax
 from nemu.errors import ConfigError
 from nemu.validate import paths
 
@@ -22,6 +23,10 @@ MAX_DEVICES = 31  # functions 0 of bus 0, less the host bridge
 KINDS = (
     ("disks", "disks"),
     ("nets", "nets"),
+    ("pmems", "pmems"),
+    ("cloud_init", "cloud_init"),
+    ("vhost_users", "vhost_users"),
+    ("vsock", "vsock"),
 )
 
 
@@ -29,6 +34,7 @@ def validate(config: MachineConfig, options: RunOptions) -> None:
     """Raise ConfigError for the first thing in ``config`` or ``options`` that cannot work."""
     _check_boot(config)
     _check_count(config)
+    _check_balloon(config)
     for field, module in KINDS:
         if value := getattr(config, field):
             import_module(f"nemu.validate.{module}").check(value)
@@ -66,6 +72,12 @@ def _check_count(config: MachineConfig) -> None:
     if count > MAX_DEVICES:
         most = max(counts, key=lambda option: counts[option])
         raise ConfigError(most, "", f"{count} devices do not fit the bus: at most {MAX_DEVICES} in all")
+
+
+def _check_balloon(config: MachineConfig) -> None:
+    if config.balloon and config.balloon.size >= config.memory:
+        problem = f"must be less than the {syntax.show_size(config.memory)} of --memory"
+        raise ConfigError("--balloon", syntax.show_size(config.balloon.size), problem)
 
 
 def _check_chardev(option: str, chardev: ChardevConfig) -> None:

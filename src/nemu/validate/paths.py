@@ -23,6 +23,14 @@ def readable(option: str, path: str) -> os.stat_result:
     return found
 
 
+def descriptor(option: str, key: str, fd: int) -> None:
+    """Raise ConfigError unless ``fd``, given as ``key=fd``, is open."""
+    try:
+        os.fstat(fd)
+    except OSError:
+        raise ConfigError(option, f"{key}={fd}", "no such open descriptor was inherited") from None
+
+
 def output(option: str, path: str) -> None:
     """Raise ConfigError unless ``path`` can be written or made."""
     if os.path.isdir(path):
@@ -40,6 +48,18 @@ def socket(option: str, path: str) -> None:
     folder(option, path)
 
 
+def listening(option: str, value: str, path: str) -> None:
+    """Raise ConfigError unless ``path``, given in ``value``, is a socket that one may connect to."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise ConfigError(option, value, (error.strerror or str(error)).lower()) from None
+    if not stat.S_ISSOCK(found.st_mode):
+        raise ConfigError(option, value, "is no socket")
+    if not os.access(path, os.W_OK):
+        raise ConfigError(option, value, "cannot be connected to (permission denied)")
+
+
 def folder(option: str, path: str) -> None:
     """Raise ConfigError unless a file can be made in the directory of ``path``."""
     folder = os.path.dirname(path) or "."
@@ -47,3 +67,13 @@ def folder(option: str, path: str) -> None:
         raise ConfigError(option, path, f"there is no directory {folder}")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(option, path, f"no permission to make a file in {folder}")
+
+
+def image(option: str, path: str, readonly: bool) -> os.stat_result:
+    """Raise ConfigError unless ``path`` is a file or a block device that can be used so."""
+    found = readable(option, path)
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISBLK(found.st_mode)):
+        raise ConfigError(option, path, "must be a raw image or a block device")
+    if not readonly and not os.access(path, os.W_OK):
+        raise ConfigError(option, path, "cannot be written; add ,readonly=on")
+    return found

@@ -202,7 +202,7 @@ class Queue:
             elif chain.writable:
                 raise GuestError(f"descriptor {index} is readable behind a writable one")
             else:
-                chain.readable.append(self._memory.view(address, length))
+                chain.readable.append(self._memory.readable(address, length))
             total += length
             if total > MAX_CHAIN_BYTES:
                 raise GuestError(f"a chain of more than {MAX_CHAIN_BYTES} bytes")

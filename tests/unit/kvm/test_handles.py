@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from nemu.errors import HostError
+from nemu.ioctl import Handle, with_tail
 from nemu.kvm import abi
-from nemu.kvm.handles import Handle, System, with_tail
+from nemu.kvm.handles import System
 
 
 def test_a_missing_kvm_says_what_to_load(tmp_path: Path) -> None:

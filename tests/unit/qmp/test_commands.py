@@ -153,11 +153,8 @@ def test_every_virtio_device_has_its_driver_name() -> None:
 def test_options_of_nemu_run_are_told_with_their_keys(session: FakeSession) -> None:
     client = session.connect()
     (disk,) = client.execute("query-command-line-options", option="disk")
-    assert {one["name"]: one["type"] for one in disk["parameters"]} == {
-        "readonly": "boolean",
-        "serial": "string",
-        "queues": "number",
-    }
+    types = {one["name"]: one["type"] for one in disk["parameters"]}
+    assert types.items() >= {"readonly": "boolean", "serial": "string", "queues": "number"}.items()
     assert client.error("query-command-line-options", option="nope")[1] == "invalid option name: nope"
     assert len(client.execute("query-command-line-options")) > 10
 

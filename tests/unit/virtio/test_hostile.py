@@ -9,6 +9,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,10 +17,13 @@ from hypothesis import strategies as st
 
 from fakes.driver import FakeTransport
 from fakes.loop import FakeLoop
+from fakes.vhost import FakeTap, FakeVhost
 from nemu.backends.chardev import Chardev
 from nemu.backends.disk import Disk
+from nemu.backends.tap import Tap
 from nemu.errors import GuestError
 from nemu.memory import GuestRam
+from nemu.vhost.net import NetPlane, VhostNet
 from nemu.virtio.blk import VirtioBlk
 from nemu.virtio.console import VirtioConsole
 from nemu.virtio.device import VirtioDevice
@@ -71,7 +75,7 @@ class EndlessPort:
         pass
 
 
-Make = Callable[[FakeLoop], VirtioDevice]
+Make = Callable[[FakeLoop, GuestRam], VirtioDevice]
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +87,23 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
     opened.close()
 
 
-@pytest.fixture(params=["blk", "console", "net", "rng"])
-def make(request: pytest.FixtureRequest, disk: Disk) -> Make:
+@pytest.fixture(scope="module")
+def planes() -> Iterator[list[NetPlane]]:
+    """Data planes of the host kernel, which one driver after another has."""
+    opened = [NetPlane(os.eventfd(0), cast(Tap, FakeTap()), FakeVhost()) for _ in range(2)]
+    yield opened
+    for plane in opened:
+        plane.close()
+
+
+@pytest.fixture(params=["blk", "console", "net", "rng", "vhost-net"])
+def make(request: pytest.FixtureRequest, disk: Disk, planes: list[NetPlane]) -> Make:
     devices: dict[str, Make] = {
-        "blk": lambda loop: VirtioBlk("blk", disk, loop.lock, loop),
-        "console": lambda loop: VirtioConsole("console", Endless(), loop),
-        "net": lambda loop: VirtioNet("net", EndlessPort(disk.fd), bytes(6), loop, print),
-        "rng": lambda loop: VirtioRng("rng", loop),
+        "blk": lambda loop, ram: VirtioBlk("blk", disk, loop.lock, loop),
+        "console": lambda loop, ram: VirtioConsole("console", Endless(), loop),
+        "net": lambda loop, ram: VirtioNet("net", EndlessPort(disk.fd), bytes(6), loop, print),
+        "rng": lambda loop, ram: VirtioRng("rng", loop),
+        "vhost-net": lambda loop, ram: VhostNet("vnet", planes, bytes(6), ram=ram, loop=loop, warn=print),
     }
     return devices[request.param]
 
@@ -137,7 +151,7 @@ def test_it_answers_or_stops(make: Make, seed: int) -> None:
     hostile = Hostile(seed, ram)
     sector = hostile.random.choice([0, 1, 63, 2**63])
     ram.write(0x1000, struct.pack("<IIQ", hostile.random.randrange(15), 0, sector))  # for blk
-    device = make(loop)
+    device = make(loop, ram)
     queues: list[Queue] = []
     for number in range(len(device.queue_sizes)):
         desc, avail, used = hostile.rings(number)
@@ -176,4 +190,5 @@ def test_it_answers_or_stops(make: Make, seed: int) -> None:
         loop.turn(0.001)
     assert all(queue.in_flight <= SIZE for queue in queues)
     assert len(os.listdir("/proc/self/fd")) == descriptors_before
+    device.close()
     ram.close()

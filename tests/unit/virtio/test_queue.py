@@ -290,6 +290,8 @@ class RecordingRam:
             raise GuestError("outside")
         return memoryview(self._bytes)[gpa : gpa + length]
 
+    readable = view
+
     def read(self, gpa: int, length: int) -> bytes:
         return bytes(self.view(gpa, length))
 

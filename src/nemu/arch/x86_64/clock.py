@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from nemu.arch.x86_64 import abi
 from nemu.errors import HostError
+from nemu.ioctl import with_tail
 from nemu.kvm import abi as kvm_abi
-from nemu.kvm.handles import with_tail
 
 if TYPE_CHECKING:
     from nemu.kvm.handles import Vcpu, Vm

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from nemu.arch.x86_64 import abi, layout, linux64
 from nemu.errors import HostError
-from nemu.kvm.handles import with_tail
+from nemu.ioctl import with_tail
 
 if TYPE_CHECKING:
     from nemu.boot.loader import Entry

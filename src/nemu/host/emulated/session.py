@@ -36,7 +36,9 @@ _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def run(config: MachineConfig, options: RunOptions) -> int:
     """Run ``config`` in an emulated host; gives the exit status.  Raises ConfigError and HostError."""
     _refuse_taps(config)
+    _refuse_vsock(config)
     with ExitStack() as stack:
+        config = _seed(config, stack)
         _lock_disks(config, stack)
         files = {f"{INSIDE}/{name}": path for name in ("kernel", "initrd") if (path := getattr(config, name))}
         host = stack.enter_context(Host(files=files, memory=_memory(config)))
@@ -47,10 +49,17 @@ def run(config: MachineConfig, options: RunOptions) -> int:
 def _refuse_taps(config: MachineConfig) -> None:
     for net in config.nets:
         if net.backend != "user":
-            value = f"tap={net.tap}" if net.backend == "tap" else f"fd={net.fd}"
             raise ConfigError(
-                "--net", value, "the emulated host cannot reach it; use --net user, or a host with KVM"
+                "--net", str(net), "the emulated host cannot reach it; use --net user, or a host with KVM"
             )
+
+
+def _refuse_vsock(config: MachineConfig) -> None:
+    if config.vsock:
+        value = f"cid={config.vsock.cid}"
+        raise ConfigError(
+            "--vsock", value, "nothing here could reach it in the emulated host; use a host with KVM"
+        )
 
 
 def _lock_disks(config: MachineConfig, stack: ExitStack) -> None:
@@ -59,6 +68,21 @@ def _lock_disks(config: MachineConfig, stack: ExitStack) -> None:
 
     for disk in config.disks:
         stack.callback(Disk(disk.path, disk.readonly).close)
+    for pmem in config.pmems:
+        stack.callback(Disk(pmem.path, pmem.readonly, "--pmem").close)
+
+
+def _seed(config: MachineConfig, stack: ExitStack) -> MachineConfig:
+    """``config`` with the seed for cloud-init as one of its disks, which is what a native run makes of it."""
+    if not config.cloud_init:
+        return config
+    from nemu.cidata import Seed
+    from nemu.config.disk import DiskConfig
+
+    seed = Seed(config.cloud_init)
+    stack.callback(seed.close)
+    disks = (*config.disks, DiskConfig(seed.path, readonly=True, queues=1))
+    return replace(config, cloud_init="", disks=disks)
 
 
 def _memory(config: MachineConfig) -> int:
@@ -84,11 +108,13 @@ class _Session:
         self._signals = 0
         self._stdio = "stdio" in (config.console.kind, config.serial.kind)
         disks = tuple(disk._replace(path=host.attach(disk.path, disk.readonly)) for disk in config.disks)
+        pmems = tuple(pmem._replace(path=host.attach(pmem.path, pmem.readonly)) for pmem in config.pmems)
         self._config = replace(
             config,
             kernel=config.kernel and f"{INSIDE}/kernel",
             initrd=config.initrd and f"{INSIDE}/initrd",
             disks=disks,
+            pmems=pmems,
             console=self._chardev("--console", config.console),
             serial=self._chardev("--serial", config.serial),
         )
