@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 from nemu.errors import HostError
 
 if TYPE_CHECKING:
-    from nemu.arch.x86_64.clock import GuestClock
     from nemu.balloon import Balloon
     from nemu.bus.address_space import AddressSpace
-    from nemu.interfaces import PciFunctionInfo
+    from nemu.interfaces import Clock, PciFunctionInfo
     from nemu.kvm.slots import MemorySlots
     from nemu.kvm.vcpu import VcpuThread
     from nemu.loop import Loop
@@ -73,7 +72,7 @@ class Machine:
         self.port_bus: AddressSpace
         self.power_button: Callable[[], None] = lambda: None
         self.send_nmi: Callable[[], None] = lambda: None  # while no CPU is in the guest
-        self.clock: GuestClock | None = None
+        self.clocks: list[Clock] = []
         self.emit: Callable[..., None] = _unheard
         self.pci_functions: Callable[[], list[PciFunctionInfo]] = list
         self.balloon: Balloon | None = None
@@ -116,8 +115,8 @@ class Machine:
         if self.state is not RunState.RUNNING:
             return False
         self._hold_vcpus()
-        if self.clock is not None:
-            self.clock.stop()
+        for clock in self.clocks:
+            clock.stop()
         self.state = RunState.PAUSED
         return True
 
@@ -125,8 +124,8 @@ class Machine:
         """Let its CPUs go on, or begin; False where they run.  Called with the machine lock held."""
         if self.state is RunState.RUNNING:
             return False
-        if self.state is RunState.PAUSED and self.clock is not None:
-            self.clock.start()
+        for clock in self.clocks if self.state is RunState.PAUSED else ():
+            clock.start()
         self.state = RunState.RUNNING
         self._let_vcpus_go()
         return True

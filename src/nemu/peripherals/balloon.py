@@ -21,6 +21,14 @@ class BalloonDevice(Peripheral):
         assert run.config.balloon
         memory = run.config.memory
         self._balloon = Balloon(memory, memory - run.config.balloon.size)
+        self._told = memory
+        self._emit = run.emit
+        self._balloon.watch(self._tell)
+
+    def _tell(self) -> None:
+        if self._balloon.actual != self._told:
+            self._told = self._balloon.actual
+            self._emit("BALLOON_CHANGE", actual=self._told)
 
     def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
         config = self._config.balloon

@@ -48,6 +48,18 @@ class BalloonData(NamedTuple):
     actual: Annotated[int, "bytes of memory that the guest has now"]
 
 
+class WatchdogAction(Enum):
+    """WatchdogAction."""
+
+    RESET = "reset"
+    POWEROFF = "poweroff"
+    NONE = "none"
+
+
+class WatchdogData(NamedTuple):
+    action: Annotated[WatchdogAction, "what nemu does then"]
+
+
 class Event(NamedTuple):
     """``seconds`` is the least time between two of them; of more the last one is sent then."""
 
@@ -65,6 +77,7 @@ EVENTS = {
     "RESUME": Event(Nothing, "Its CPUs run."),
     "GUEST_PANICKED": Event(PanicData, "The guest's kernel is dead."),
     "GUEST_CRASHLOADED": Event(PanicData, "The guest's kernel panicked and starts its crash kernel."),
+    "WATCHDOG": Event(WatchdogData, "The guest did not feed its watchdog.", seconds=1.0),
     "BALLOON_CHANGE": Event(BalloonData, "The guest gave memory back, or took it.", seconds=1.0),
 }
 

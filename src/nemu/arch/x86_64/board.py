@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 PAGE = layout.PAGE_SIZE
 LAST_WORDS = 40  # lines of a panicking kernel's log that are kept
+_WATCHDOG_ACTIONS = {"panic": "poweroff"}  # as QMP has them, where that differs
 # What ends the machine when the watchdog runs out, by what the user asked for; "none" ends nothing.
 WATCHDOG_OUTCOMES = {"reset": Outcome.RESET, "poweroff": Outcome.POWER_OFF, "panic": Outcome.WATCHDOG}
 
@@ -94,7 +95,7 @@ class Board:
             self._cpu_model.apply(new, apic_id, khz)
             vcpu.set_msrs(new)
             vcpus.append(new)
-        self._machine.clock = GuestClock(kvm_vm, vcpus)
+        self._machine.clocks.append(GuestClock(kvm_vm, vcpus))
         self._machine.send_nmi = lambda: vcpu.inject_nmi(vcpus)
         return vcpus
 
@@ -161,6 +162,7 @@ class Board:
         bus.place(Window("watchdog", PAGE, device), layout.WATCHDOG)
         self._machine.devices.append(("watchdog", f"{layout.WATCHDOG:#x}"))
         self._machine.at_close.append(device.close)
+        self._machine.clocks.append(device)
         self._tables.append(table(layout.WATCHDOG))
 
     def _watchdog_expired(self) -> None:
@@ -169,6 +171,7 @@ class Board:
         if outcome is not Outcome.WATCHDOG and not self._unfed:  # that outcome is told at the end
             print(f"nemu: {Outcome.WATCHDOG.value} (action: {action})", file=sys.stderr)
         self._unfed = True
+        self._machine.emit("WATCHDOG", action=_WATCHDOG_ACTIONS.get(action, action))
         if outcome:
             self._machine.finish(outcome)
 
