@@ -95,10 +95,12 @@ def boot(
     kernel: str = KERNEL,
     append: str = "",
     timeout: float = 120.0,
+    programs: Mapping[str, bytes] | None = None,
 ) -> Boot:
     """Boot, run ``commands``, power off."""
     host.run(["rm", "-f", REPORT])
-    argv = arguments(host, script_text(commands), *options, kernel=kernel, append=append)
+    script = script_text(commands)
+    argv = arguments(host, script, *options, kernel=kernel, append=append, programs=programs)
     done = host.run_nemu(argv, timeout=timeout)
     console = done.stdout.decode(errors="replace").replace("\r", "")
     parts = _HEAD.split(console)

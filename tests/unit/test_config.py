@@ -14,9 +14,12 @@ from nemu import syntax
 from nemu.arch.x86_64 import layout
 from nemu.config import MIB, Given, MachineConfig, RunOptions, assemble, settings
 from nemu.config import machine as machine_config
+from nemu.config.balloon import BalloonConfig
 from nemu.config.chardev import ChardevConfig
-from nemu.config.disk import DiskConfig
+from nemu.config.disk import DiskConfig, scsi_addresses
 from nemu.config.net import Forward, NetConfig
+from nemu.config.pmem import PmemConfig
+from nemu.config.vhost_user import VhostUserConfig
 from nemu.config.vsock import VsockConfig
 from nemu.errors import ConfigError
 
@@ -108,6 +111,13 @@ def test_cpus_at_the_limits_are_taken(cpus: int) -> None:
         ("a.img,readonly=off,serial=root,queues=2", DiskConfig("a.img", serial="root", queues=2)),
         ("a,,b=c.img", DiskConfig("a,b=c.img")),
         ("a.img,serial=x,,y", DiskConfig("a.img", serial="x,y")),
+        ("a.qcow2", DiskConfig("a.qcow2", format="qcow2")),
+        ("a.qcow2,format=raw", DiskConfig("a.qcow2", format="raw")),
+        ("a.img,format=qcow2", DiskConfig("a.img", format="qcow2")),
+        ("a.img,iops=100,bps=10M", DiskConfig("a.img", iops=100, bps=10 << 20)),
+        ("vhost-user=/run/a,,b", DiskConfig("", socket="/run/a,b")),
+        ("vhost-user=s,queues=2", DiskConfig("", socket="s", queues=2)),
+        ("./vhost-user=s", DiskConfig("./vhost-user=s")),
     ],
 )
 def test_a_disk_is_a_path_with_properties(text: str, disk: DiskConfig) -> None:
@@ -130,6 +140,13 @@ def test_a_disk_may_be_a_table() -> None:
         (",readonly=on", "must be a path"),
         ("a,readony=on", "did you mean readonly?"),
         ("a,zzz=1", "known are path, readonly, serial, queues"),
+        ("a,path=b", "path is given twice"),
+        ("a,format=vmdk", "format must be raw or qcow2"),
+        ("a,iops=0", "iops must be a whole number from 1"),
+        ("a.qcow2,serial=x", "serial needs a raw image without limits"),
+        ("a,bps=1M,serial=x", "serial needs a raw image without limits"),
+        ("vhost-user=", "vhost-user must be a path"),
+        ("vhost-user=s,readonly=on", "unknown key readonly; known are queues, vhost-user"),
         ("a,readonly", "'readonly' must be KEY=VALUE"),
         ("a,readonly=yes", "readonly must be on or off"),
         ("a,readonly=on,readonly=on", "readonly is given twice"),
@@ -172,7 +189,12 @@ def test_a_wrong_disk_is_refused(value: object, problem: str) -> None:
             ),
         ),
         ({"user": True, "forward": "tcp:1:2"}, NetConfig("user", forward=(Forward("tcp", "", 1, 2),))),
+        (
+            "vhost-user=/run/s,mac=52:54:00:ab:00:01",
+            NetConfig("vhost-user", socket="/run/s", mac="52:54:00:ab:00:01"),
+        ),
         ({"tap": "tap0"}, NetConfig("tap", tap="tap0")),
+        ({"vhost-user": "s"}, NetConfig("vhost-user", socket="s")),
         ({"user": True}, NetConfig("user")),
     ],
 )
@@ -230,6 +252,139 @@ def test_a_network_card_names_its_backend(value: object, net: NetConfig) -> None
 )
 def test_a_wrong_network_card_is_refused(value: object, problem: str) -> None:
     assert problem in refusal(net=[value])
+
+
+@pytest.mark.parametrize(
+    ("value", "pmem"),
+    [
+        ("a.img", PmemConfig("a.img")),
+        ("a,,b.img,readonly=on", PmemConfig("a,b.img", readonly=True)),
+        ({"path": "a.img", "readonly": True}, PmemConfig("a.img", readonly=True)),
+    ],
+)
+def test_persistent_memory_is_a_path_with_properties(value: object, pmem: PmemConfig) -> None:
+    assert machine(pmem=[value]).pmems == (pmem,)
+
+
+@pytest.mark.parametrize("value", ["", "a,readonly=maybe", "a,share=on", {"readonly": True}, 5])
+def test_a_wrong_persistent_memory_is_refused(value: object) -> None:
+    assert refusal(pmem=[value]).startswith("--pmem ")
+
+
+@pytest.mark.parametrize(
+    ("value", "balloon"),
+    [
+        ("off", None),
+        (False, None),
+        ("on", BalloonConfig()),
+        (True, BalloonConfig()),
+        ("256M", BalloonConfig(size=256 * MIB)),
+        (256, BalloonConfig(size=256 * MIB)),
+        ("on,reporting=off,statistics=2.5", BalloonConfig(reporting=False, statistics=2.5)),
+        ("1G,deflate_on_oom=off", BalloonConfig(size=1 << 30, deflate_on_oom=False)),
+        ({"size": "64M", "reporting": False}, BalloonConfig(size=64 * MIB, reporting=False)),
+    ],
+)
+def test_a_balloon_may_have_a_size_and_properties(value: object, balloon: BalloonConfig | None) -> None:
+    assert machine(balloon=value).balloon == balloon
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("", "must be on, off or a size"),
+        ("yes", "must be on, off or a size"),
+        ("1K", "multiple of 4K"),
+        ("on,reporting=1", "reporting must be on or off"),
+        ("on,size=1G,size=2G", "size is given twice"),
+        ("on,statistics=-1", "number of seconds"),
+        ("on,stats=1", "unknown key stats"),
+        (1.5, "must be text or a table"),
+    ],
+)
+def test_a_wrong_balloon_is_refused(value: object, problem: str) -> None:
+    assert problem in refusal(balloon=value)
+
+
+@pytest.mark.parametrize("action", ["off", "reset", "poweroff", "panic", "none"])
+def test_a_watchdog_has_an_action(action: str) -> None:
+    assert machine(watchdog=action).watchdog == action
+
+
+def test_a_watchdog_without_an_action_is_refused() -> None:
+    assert "must be off, reset, poweroff, panic or none" in refusal(watchdog="on")
+
+
+@pytest.mark.parametrize(
+    ("value", "device"),
+    [
+        ("type=18,socket=/run/s", VhostUserConfig(18, "/run/s")),
+        ("socket=s,type=63,queues=3,queue-size=1024", VhostUserConfig(63, "s", 3, 1024)),
+        ({"type": 2, "socket": "s", "queue-size": 2}, VhostUserConfig(2, "s", queue_size=2)),
+    ],
+)
+def test_any_device_may_be_at_a_vhost_user_socket(value: object, device: VhostUserConfig) -> None:
+    assert machine(**{"vhost-user": [value]}).vhost_users == (device,)
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("type=2", "needs type=N and socket=SOCKET"),
+        ("socket=s", "needs type=N and socket=SOCKET"),
+        ("type=64,socket=s", "type must be a whole number from 1 to 63"),
+        ("type=2,socket=s,queues=128", "queues must be a whole number from 1 to 127"),
+        ("type=2,socket=s,queue-size=48", "queue-size must be a power of two of at most 1024"),
+        ("type=2,socket=s,queue-size=2048", "queue-size must be a whole number from 2 to 1024"),
+        ("s", "'s' must be KEY=VALUE"),
+    ],
+)
+def test_a_wrong_vhost_user_device_is_refused(value: object, problem: str) -> None:
+    assert problem in refusal(**{"vhost-user": [value]})
+
+
+@pytest.mark.parametrize(
+    ("words", "disk"),
+    [
+        ("bus=scsi", DiskConfig("d", bus="scsi")),
+        ("bus=virtio", DiskConfig("d")),
+        (
+            "bus=scsi,scsi-id=255,lun=16383,serial=s",
+            DiskConfig("d", serial="s", bus="scsi", scsi_id=255, lun=16383),
+        ),
+    ],
+)
+def test_a_disk_may_be_on_the_scsi_bus(words: str, disk: DiskConfig) -> None:
+    assert machine(disk=[f"d,{words}"]).disks == (disk,)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ("bus=ide", "bus must be virtio or scsi"),
+        ("scsi-id=1", "scsi-id and lun need bus=scsi"),
+        ("lun=0,bus=virtio", "scsi-id and lun need bus=scsi"),
+        ("bus=scsi,scsi-id=256", "scsi-id must be a whole number from 0 to 255"),
+        ("bus=scsi,lun=16384", "lun must be a whole number from 0 to 16383"),
+        ("bus=scsi,queues=2", "queues is for virtio disks"),
+        ("bus=scsi,iops=5", "needs a raw image without limits"),
+        ("bus=scsi,format=qcow2", "needs a raw image without limits"),
+    ],
+)
+def test_a_wrong_place_on_the_scsi_bus_is_refused(words: str, problem: str) -> None:
+    assert problem in refusal(disk=[f"d,{words}"])
+
+
+def test_disks_find_free_places_on_the_scsi_bus() -> None:
+    def places(*given: tuple[int, int]) -> list[tuple[int, int]]:
+        return scsi_addresses([DiskConfig("d", bus="scsi", scsi_id=id_, lun=lun) for id_, lun in given])
+
+    assert places((-1, -1), (-1, -1)) == [(0, 0), (1, 0)]
+    assert places((-1, -1), (0, 0), (-1, 5), (-1, -1)) == [(1, 0), (0, 0), (0, 5), (2, 0)]
+    assert places((3, -1), (3, -1), (3, 0)) == [(3, 1), (3, 2), (3, 0)]
+    assert scsi_addresses([DiskConfig("d"), DiskConfig("e", bus="scsi")]) == [(0, 0)]
+    with pytest.raises(ConfigError, match="no free place"):
+        places(*[(-1, -1)] * 257)
 
 
 def test_consoles_go_where_they_are_told() -> None:
@@ -317,7 +472,9 @@ machines = st.builds(
     cpus=st.integers(1, 255),
     disks=st.lists(st.builds(DiskConfig, path=names, readonly=st.booleans()), max_size=3).map(tuple),
     nets=st.lists(network_cards, max_size=3).map(tuple),
+    pmems=st.lists(st.builds(PmemConfig, path=names), max_size=2).map(tuple),
     rng=st.booleans(),
+    balloon=st.none() | st.builds(BalloonConfig, size=st.integers(0, 1 << 20).map(lambda mib: mib * MIB)),
     vsock=st.none() | st.builds(VsockConfig, cid=st.integers(3, 9), socket=names),
     console=st.builds(ChardevConfig, kind=st.just("file"), path=names),
 )

@@ -23,6 +23,7 @@ FORBIDDEN = {
     "errors": ("",),
     "interfaces": ("",),
     "syntax": ("",),
+    "scsi": (*_DEVICE_SIDE, *_DEVICES, "bus"),
     "virtio": _DEVICE_SIDE,
     "vhost": _DEVICE_SIDE,
     "devices": _DEVICE_SIDE,

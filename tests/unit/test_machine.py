@@ -152,6 +152,18 @@ def test_what_a_loop_callback_raised_ends_it_as_well(build: Build) -> None:
     assert threads_of(machine) == [False]
 
 
+def test_a_failure_of_the_host_is_explained_by_who_knows_better(build: Build) -> None:
+    def explain() -> None:
+        raise HostError("the file is gone")
+
+    for end, text in ((HostError("EFAULT"), "the file is gone"), (GuestCrashError("crash"), "crash")):
+        machine = build()
+        machine.checks += [lambda: None, explain]
+        machine.fail(end)
+        with pytest.raises(type(end), match=text):
+            machine.run()
+
+
 def test_it_is_taken_apart_from_the_last_part_to_the_first(build: Build) -> None:
     machine = build()
     order: list[int] = []

@@ -37,14 +37,14 @@ def is_served(path: str) -> bool:
 class UnixListener:
     """Listens at ``path``.  Raises ConfigError, which calls it ``value`` of ``option``, when it cannot."""
 
-    def __init__(self, path: str, option: str, value: str) -> None:
+    def __init__(self, path: str, option: str, value: str, backlog: int = 4) -> None:
         self.path = path
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             remove_stale(path, option, value)
             self.socket.bind(path)
             self._identity = self._file_identity()
-            self.socket.listen(4)
+            self.socket.listen(backlog)
         except OSError as error:
             self.socket.close()
             why = error.strerror or str(error)

@@ -16,9 +16,10 @@ DRAIN_SECONDS = 1.0
 class Output:
     """Writes to ``fd`` (non-blocking, owned from now on) through a buffer of at most ``size`` bytes.
 
-    ``room`` is called when at least half of the buffer is free again after ``write`` took less
-    than all.  Once a write fails for good (the reader went away, the disk is full) ``failed``
-    is called, and everything is taken and dropped, since a guest must not hang on it.
+    ``room`` is called when the buffer has become empty, and when at least half of it is free
+    again after ``write`` took less than all.  Once a write fails for good (the reader went away, the
+    disk is full) ``failed`` is called, and everything is taken and dropped, since a guest must not
+    hang on it.
     """
 
     def __init__(
@@ -37,6 +38,11 @@ class Output:
         self._pending = bytearray()
         self._owes_room = False
         self._broken = False
+
+    @property
+    def pending(self) -> int:
+        """Bytes taken and not written yet."""
+        return len(self._pending)
 
     def write(self, data: memoryview) -> int:
         """Take as much of ``data`` as fits now; the number of bytes taken."""
@@ -72,7 +78,7 @@ class Output:
         del self._pending[: self._write(self._pending)]
         if not self._pending:
             self._loop.remove_writer(self.fd)
-        if self._owes_room and len(self._pending) <= self._size // 2:
+        if not self._pending or (self._owes_room and len(self._pending) <= self._size // 2):
             self._owes_room = False
             self._room()
 

@@ -1,4 +1,4 @@
-"""``--disk``: virtio-blk on disk images, served here or by a vhost-user back end."""
+"""``--disk``: disk images, served here by virtio-blk or virtio-scsi, or by a vhost-user back end."""
 
 from __future__ import annotations
 
@@ -39,13 +39,20 @@ class Disks(Peripheral):
             yield BlockInfo(f"virtio-blk{number}", disk.path, disk.size, disk.readonly)
 
     def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
+        scsi = []
         for number, (config, disk) in enumerate(zip(self._config.disks, self._disks, strict=True)):
             name = f"virtio-blk{number}"
-            if isinstance(disk, Disk):
+            if isinstance(disk, Disk) and config.bus == "scsi":
+                scsi.append((config, disk))
+            elif isinstance(disk, Disk):
                 queues = config.queues or self._queues
                 yield VirtioBlk(name, disk, machine.lock, machine.loop, queues=queues, serial=config.serial)
             else:
                 yield disk.device(name, machine.ram)
+        if scsi:
+            from nemu.peripherals.scsi import controller
+
+            yield controller(scsi, machine, self._queues)
 
     def drain(self) -> None:
         for disk in self._disks:

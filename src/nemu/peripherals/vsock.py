@@ -23,7 +23,11 @@ class Vsock(Peripheral):
         config = run.config.vsock
         assert config
         self._plane: VsockPlane | None = None
-        if not config.socket:
+        if config.socket:
+            from nemu.backends.vsock_socket import VsockSocket
+
+            self._socket = self._keep(VsockSocket(config.socket, run.loop))
+        else:
             from nemu.vhost.kernel import open_device
             from nemu.vhost.vsock import DEVICE, VsockPlane
 
@@ -41,6 +45,6 @@ class Vsock(Peripheral):
 
             yield VhostVsock(NAME, self._plane, machine.ram, machine.loop)
         else:
-            from nemu.virtio.vsock import VirtioVsock  # type: ignore[import-untyped]
+            from nemu.virtio.vsock import VirtioVsock
 
-            yield VirtioVsock(NAME, config.cid, config.socket, machine.loop)
+            yield VirtioVsock(NAME, config.cid, self._socket, machine.loop)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
-from nemu.config.disk import DiskConfig
+from nemu.config.disk import DiskConfig, scsi_addresses
 from nemu.errors import ConfigError
 from nemu.validate import paths
 
@@ -21,6 +21,7 @@ def check(disks: tuple[DiskConfig, ...]) -> None:
         else:
             _check_image(disk)
     _check_shared(disks)
+    scsi_addresses(disks)
 
 
 def _check_image(disk: DiskConfig) -> None:

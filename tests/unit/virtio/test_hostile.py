@@ -21,15 +21,23 @@ from fakes.vhost import FakeTap, FakeVhost
 from nemu.backends.chardev import Chardev
 from nemu.backends.disk import Disk
 from nemu.backends.tap import Tap
+from nemu.backends.vsock_socket import VsockSocket
+from nemu.balloon import Balloon
 from nemu.errors import GuestError
 from nemu.memory import GuestRam
+from nemu.scsi.bus import Bus
+from nemu.scsi.disk import ScsiDisk
 from nemu.vhost.net import NetPlane, VhostNet
+from nemu.virtio.balloon import VirtioBalloon
 from nemu.virtio.blk import VirtioBlk
 from nemu.virtio.console import VirtioConsole
 from nemu.virtio.device import VirtioDevice
 from nemu.virtio.net import VirtioNet
+from nemu.virtio.pmem import VirtioPmem
 from nemu.virtio.queue import Queue
 from nemu.virtio.rng import VirtioRng
+from nemu.virtio.scsi import VirtioScsi
+from nemu.virtio.vsock import VirtioVsock
 
 SIZE = 8
 RAM = 0x20000
@@ -75,6 +83,16 @@ class EndlessPort:
         pass
 
 
+class AnyRam:
+    """Memory of which everything may be thrown away; what really is, is tested with the balloon."""
+
+    def discard(self, gpa: int, length: int) -> None:
+        assert gpa % 4096 == length % 4096 == 0
+
+    def gpa(self, view: memoryview) -> int:
+        return 0x1234
+
+
 Make = Callable[[FakeLoop, GuestRam], VirtioDevice]
 
 
@@ -96,14 +114,27 @@ def planes() -> Iterator[list[NetPlane]]:
         plane.close()
 
 
-@pytest.fixture(params=["blk", "console", "net", "rng", "vhost-net"])
-def make(request: pytest.FixtureRequest, disk: Disk, planes: list[NetPlane]) -> Make:
+@pytest.fixture(scope="module")
+def sockets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VsockSocket]:
+    opened = VsockSocket(str(tmp_path_factory.mktemp("hostile") / "vsock"), FakeLoop())
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(params=["balloon", "blk", "console", "net", "pmem", "rng", "scsi", "vhost-net", "vsock"])
+def make(request: pytest.FixtureRequest, disk: Disk, planes: list[NetPlane], sockets: VsockSocket) -> Make:
+    bus = Bus()
+    bus.add((0, 0), ScsiDisk(disk, "0:0"))
     devices: dict[str, Make] = {
+        "balloon": lambda loop, ram: VirtioBalloon("balloon", Balloon(RAM, 0), AnyRam(), loop),
         "blk": lambda loop, ram: VirtioBlk("blk", disk, loop.lock, loop),
         "console": lambda loop, ram: VirtioConsole("console", Endless(), loop),
         "net": lambda loop, ram: VirtioNet("net", EndlessPort(disk.fd), bytes(6), loop, print),
+        "pmem": lambda loop, ram: VirtioPmem("pmem", disk, 4 << 30, loop.lock, loop),
         "rng": lambda loop, ram: VirtioRng("rng", loop),
+        "scsi": lambda loop, ram: VirtioScsi("scsi", bus, loop.lock, loop),
         "vhost-net": lambda loop, ram: VhostNet("vnet", planes, bytes(6), ram=ram, loop=loop, warn=print),
+        "vsock": lambda loop, ram: VirtioVsock("vsock", 3, sockets, loop),
     }
     return devices[request.param]
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from nemu.config import MachineConfig, RunOptions
     from nemu.config.chardev import ChardevConfig
+    from nemu.config.vsock import VsockConfig
 
 MIB = 1 << 20
 INSIDE = "/run/nemu"
@@ -29,6 +30,7 @@ TIMED_OUT = 4
 GRACE = 15.0  # seconds after --timeout until the emulated host itself is given up
 OVERHEAD = 384  # MiB: the kernel and the programs of the emulated host
 SMALLEST = 1024  # MiB
+CLIENTS = 64  # of one socket at once, for each takes two descriptors; the others wait in the backlog
 _PATIENCE = 3  # signals after which nobody is asked any more
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -36,12 +38,15 @@ _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def run(config: MachineConfig, options: RunOptions) -> int:
     """Run ``config`` in an emulated host; gives the exit status.  Raises ConfigError and HostError."""
     _refuse_taps(config)
+    _refuse_sockets(config)
     _refuse_vsock(config)
     with ExitStack() as stack:
         config = _seed(config, stack)
         _lock_disks(config, stack)
         files = {f"{INSIDE}/{name}": path for name in ("kernel", "initrd") if (path := getattr(config, name))}
-        host = stack.enter_context(Host(files=files, memory=_memory(config)))
+        # What holds a disk to its limits runs inside.
+        packages = ("qemu-system-common",) if any(disk.iops or disk.bps for disk in config.disks) else ()
+        host = stack.enter_context(Host(files=files, packages=packages, memory=_memory(config)))
         session = _Session(host, config, options, stack)
         return session.run()
 
@@ -55,11 +60,20 @@ def _refuse_taps(config: MachineConfig) -> None:
 
 
 def _refuse_vsock(config: MachineConfig) -> None:
-    if config.vsock:
+    if config.vsock and not config.vsock.socket:
         value = f"cid={config.vsock.cid}"
         raise ConfigError(
             "--vsock", value, "nothing here could reach it in the emulated host; use a host with KVM"
         )
+
+
+def _refuse_sockets(config: MachineConfig) -> None:
+    named = [("--disk", "vhost-user", disk.socket) for disk in config.disks]
+    named += [("--vhost-user", "socket", device.socket) for device in config.vhost_users]
+    for option, key, path in named:
+        if path:
+            problem = "the emulated host cannot reach it; use a host with KVM"
+            raise ConfigError(option, f"{key}={path}", problem)
 
 
 def _lock_disks(config: MachineConfig, stack: ExitStack) -> None:
@@ -67,7 +81,8 @@ def _lock_disks(config: MachineConfig, stack: ExitStack) -> None:
     from nemu.backends.disk import Disk
 
     for disk in config.disks:
-        stack.callback(Disk(disk.path, disk.readonly).close)
+        if disk.format != "qcow2":  # such an image is opened, locked and checked by who attaches it
+            stack.callback(Disk(disk.path, disk.readonly).close)
     for pmem in config.pmems:
         stack.callback(Disk(pmem.path, pmem.readonly, "--pmem").close)
 
@@ -107,7 +122,11 @@ class _Session:
         self._sinks: dict[int, wire.Sink] = {}
         self._signals = 0
         self._stdio = "stdio" in (config.console.kind, config.serial.kind)
-        disks = tuple(disk._replace(path=host.attach(disk.path, disk.readonly)) for disk in config.disks)
+        # What a qcow2 image holds is a raw disk inside.
+        disks = tuple(
+            disk._replace(path=host.attach(disk.path, disk.readonly, disk.format or "raw"), format="raw")
+            for disk in config.disks
+        )
         pmems = tuple(pmem._replace(path=host.attach(pmem.path, pmem.readonly)) for pmem in config.pmems)
         self._config = replace(
             config,
@@ -115,6 +134,7 @@ class _Session:
             initrd=config.initrd and f"{INSIDE}/initrd",
             disks=disks,
             pmems=pmems,
+            vsock=self._vsock(config),
             console=self._chardev("--console", config.console),
             serial=self._chardev("--serial", config.serial),
         )
@@ -223,22 +243,50 @@ class _Session:
         settings = ["--name", rundir.name_of(self._options), "--qmp", "off"]
         return [*settings, "--qmp", inside] if endpoints else settings
 
+    def _vsock(self, config: MachineConfig) -> VsockConfig | None:
+        """The same device inside; clients of the user's socket reach it."""
+        if config.vsock is None:
+            return None
+        inside = f"{INSIDE}/vsock"
+        self._listen("--vsock", config.vsock.socket, inside)
+        return config.vsock._replace(socket=inside)
+
+    def _listen(self, option: str, path: str, inside: str) -> None:
+        """Each client that connects to ``path`` is connected to the socket ``inside``."""
+        from nemu.backends.listener import UnixListener
+
+        listener = UnixListener(path, option, f"socket={path}")
+        self._stack.callback(listener.close)
+        self._serve(listener.socket, inside)
+
     def _serve(self, listener: socket.socket, inside: str) -> None:
-        """Each client that comes to ``listener`` is connected to the socket ``inside``."""
+        """Each client that comes to ``listener`` is connected to the socket ``inside``; CLIENTS at a time."""
+        watched = self._host.client.pump.watched
+        clients = 0
 
         def accept() -> None:
+            nonlocal clients
             try:
                 connection, _ = listener.accept()
             except OSError:  # it has gone again
                 return
-            self._connect(connection, inside)
+            clients += 1
+            if clients == CLIENTS:
+                del watched[listener.fileno()]
+            self._connect(connection, inside).on_exit = left
 
-        self._host.client.pump.watched[listener.fileno()] = accept
+        def left() -> None:
+            nonlocal clients
+            clients -= 1
+            watched[listener.fileno()] = accept
 
-    def _connect(self, connection: socket.socket, inside: str) -> None:
+        watched[listener.fileno()] = accept
+
+    def _connect(self, connection: socket.socket, inside: str) -> Job:
         source, sink = wire.Source(os.dup(connection.fileno())), wire.Sink(connection.detach())
         job = self._host.client.start({"what": "connect", "path": inside}, {}, {1: sink})
         job.on_ready = lambda: job.add_source(0, source)
+        return job
 
     def _fetch_report(self, inside: str, path: str) -> None:
         try:
