@@ -124,6 +124,18 @@ class Timer(Protocol):
         ...
 
 
+class Clock(Protocol):
+    """What counts time for the guest.  Called with the machine lock held, while no CPU is in the guest."""
+
+    def stop(self) -> None:
+        """The guest stands still from now on."""
+        ...
+
+    def start(self) -> None:
+        """It goes on, and shall not notice that it stood still."""
+        ...
+
+
 class EventLoop(Protocol):
     """The loop thread.  Callbacks run there, one at a time, *with the machine lock held*."""
 

@@ -121,7 +121,7 @@ class Session:
         with ExitStack() as stack:
             stack.callback(self._management.close)
             self._management.open()
-            self.peripherals = Peripherals(self.config, self.loop, self.leave)
+            self.peripherals = Peripherals(self.config, self.loop, self.leave, self._management.emit)
             stack.callback(self.peripherals.close)
             if self._options.timeout:
                 self.loop.call_later(self._options.timeout, lambda: self._finish(Outcome.TIMEOUT))

@@ -105,7 +105,7 @@ class Board:
         def renew(old: Vcpu) -> None:
             power_on[old].restore(old)
 
-        self._machine.clock = GuestClock(kvm_vm, vcpus)
+        self._machine.clocks.append(GuestClock(kvm_vm, vcpus))
         self._machine.send_nmi = lambda: vcpu.inject_nmi(vcpus)
         maximum = self._config.cpus.maximum
         return CpuSlots(self._machine, maximum, make=make, renew=renew, thread=thread)
@@ -183,8 +183,7 @@ class Board:
         bus.place(Window("watchdog", PAGE, device), layout.WATCHDOG)
         self._machine.devices.append(("watchdog", f"{layout.WATCHDOG:#x}"))
         self._machine.at_close.append(device.close)
-        self._machine.at_pause.append(device.freeze)
-        self._machine.at_resume.append(device.thaw)
+        self._machine.clocks.append(device)
         self._tables.append(table(layout.WATCHDOG))
 
     def _watchdog_expired(self) -> None:
