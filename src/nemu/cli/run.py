@@ -50,6 +50,7 @@ def register(subparsers: Any) -> None:
     for setting in settings():
         parser.add_argument(
             f"--{setting.option}",
+            dest=setting.option,
             metavar=setting.metavar,
             help=setting.help.replace("%", "%%"),
             action="append" if setting.many else "store",

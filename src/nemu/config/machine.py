@@ -83,6 +83,7 @@ class MachineConfig:
             "disk",
             Kind("disk", "DiskConfig"),
             "PATH[,readonly=on|off][,serial=TEXT][,queues=N][,format=raw|qcow2][,iops=N][,bps=SIZE]"
+            "[,cache=writeback|writethrough]"
             "|vhost-user=SOCKET[,queues=N]",
             "virtio disk on a raw or qcow2 image, on a block device, or by vhost-user on the back end at "
             "SOCKET; repeat for more; a comma in PATH is written twice",

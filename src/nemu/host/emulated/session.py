@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from nemu.errors import ConfigError
+from nemu.errors import ConfigError, HostError
 from nemu.host.emulated import wire
 from nemu.host.emulated.client import Job, JobError
 from nemu.host.emulated.host import PATH, Host
@@ -21,6 +21,7 @@ from nemu.host.emulated.host import PATH, Host
 if TYPE_CHECKING:
     from nemu.config import MachineConfig, RunOptions
     from nemu.config.chardev import ChardevConfig
+    from nemu.config.disk import DiskConfig
 
 MIB = 1 << 20
 INSIDE = "/run/nemu"
@@ -41,7 +42,8 @@ def run(config: MachineConfig, options: RunOptions) -> int:
         _lock_disks(config, stack)
         files = {f"{INSIDE}/{name}": path for name in ("kernel", "initrd") if (path := getattr(config, name))}
         # What holds a disk to its limits runs inside.
-        packages = ("qemu-system-common",) if any(disk.iops or disk.bps for disk in config.disks) else ()
+        daemon = any(not disk._replace(format="raw").in_process for disk in config.disks)
+        packages = ("qemu-system-common",) if daemon else ()
         host = stack.enter_context(Host(files=files, packages=packages, memory=_memory(config)))
         session = _Session(host, config, stack)
         return session.run(options)
@@ -83,6 +85,15 @@ def _lock_disks(config: MachineConfig, stack: ExitStack) -> None:
             stack.callback(Disk(disk.path, disk.readonly).close)
 
 
+def _attach(host: Host, disk: DiskConfig) -> DiskConfig:
+    """``disk`` as it is inside: what a qcow2 image holds is a raw one there."""
+    try:
+        path = host.attach(disk.path, disk.readonly, disk.format or "raw")
+    except HostError as error:
+        raise ConfigError("--disk", disk.path, str(error)) from error
+    return disk._replace(path=path, format="raw")
+
+
 def _memory(config: MachineConfig) -> int:
     """MiB for the emulated host: enough for the guest in a few round sizes, but not more than is here.
 
@@ -104,11 +115,7 @@ class _Session:
         self._sinks: dict[int, wire.Sink] = {}
         self._signals = 0
         self._stdio = "stdio" in (config.console.kind, config.serial.kind)
-        # What a qcow2 image holds is a raw disk inside.
-        disks = tuple(
-            disk._replace(path=host.attach(disk.path, disk.readonly, disk.format or "raw"), format="raw")
-            for disk in config.disks
-        )
+        disks = tuple(_attach(host, disk) for disk in config.disks)
         self._config = replace(
             config,
             kernel=config.kernel and f"{INSIDE}/kernel",
