@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import pty
@@ -304,6 +305,55 @@ def test_a_disk_in_use_is_refused_as_natively(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.decode().count("\n") == 1
     assert str(image) in done.stderr.decode()
+
+
+def qcow2(data: bytes) -> bytes:
+    """A qcow2 image (QEMU, docs/interop/qcow2.txt, version 2) of whole clusters of 64 KiB with ``data``."""
+    cluster = 1 << 16
+    count = len(data) // cluster
+    header, table, refcounts, level1, level2 = (number * cluster for number in range(5))
+    first = 5 * cluster
+    head = struct.pack(
+        ">4sIQIIQIIQQIIQ", b"QFI\xfb", 2, 0, 0, 16, len(data), 0, 1, level1, table, 1, 0, header
+    )
+    copied = 1 << 63
+    parts = [
+        head,
+        struct.pack(">Q", refcounts),
+        struct.pack(">H", 1) * (5 + count),
+        struct.pack(">Q", level2 | copied),
+        b"".join(struct.pack(">Q", (first + number * cluster) | copied) for number in range(count)),
+    ]
+    return b"".join(part.ljust(cluster, b"\0") for part in parts) + data
+
+
+def test_a_qcow2_image_is_a_disk_like_any_other(tmp_path: Path) -> None:
+    image = tmp_path / "disk.qcow2"
+    data = os.urandom(1 << 18)
+    image.write_bytes(qcow2(data))
+    command = "sha256sum </dev/vda; echo written | dd of=/dev/vda bs=64k seek=1 conv=fsync,notrunc"
+    done = run("--disk", str(image), *in_guest(command))
+    assert done.returncode == 0, done.stderr
+    assert hashlib.sha256(data).hexdigest().encode() in done.stdout
+    assert image.read_bytes()[6 << 16 :].startswith(b"written\n")
+    image.write_bytes(b"QFI\xfb\0\0\0\x09" + bytes(4096))
+    done = run("--disk", str(image))
+    assert done.returncode == 2
+    assert done.stderr.decode().count("\n") == 1
+    assert f"nemu: --disk {image}: " in done.stderr.decode()
+    assert "Unsupported qcow2 version 9" in done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    "options", [("--disk", "vhost-user="), ("--net", "vhost-user="), ("--vhost-user", "type=2,socket=")]
+)
+def test_a_back_end_of_this_host_is_refused_in_one_line(tmp_path: Path, options: tuple[str, str]) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{tmp_path}/s")
+        done = run(options[0], f"{options[1]}{tmp_path}/s")
+    assert done.returncode == 2
+    assert done.stderr.decode().count("\n") == 1
+    assert "the emulated host cannot reach it" in done.stderr.decode()
 
 
 def test_a_tap_is_refused_in_one_line() -> None:

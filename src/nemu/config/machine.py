@@ -92,7 +92,8 @@ class MachineConfig:
             "disk",
             Kind("disk", "DiskConfig"),
             "PATH[,readonly=on|off][,serial=TEXT][,queues=N][,format=raw|qcow2][,iops=N][,bps=SIZE]"
-            "[,bus=virtio|scsi[,scsi-id=N][,lun=N]]|vhost-user=SOCKET[,queues=N]",
+            "[,cache=writeback|writethrough][,bus=virtio|scsi[,scsi-id=N][,lun=N]]"
+            "|vhost-user=SOCKET[,queues=N]",
             "virtio disk on a raw or qcow2 image, on a block device, or by vhost-user on the back end at "
             "SOCKET; with bus=scsi a disk of the one virtio SCSI controller; repeat for more; a comma in "
             "PATH is written twice",

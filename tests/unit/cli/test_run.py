@@ -78,6 +78,11 @@ def test_options_make_a_machine() -> None:
     )
 
 
+def test_an_option_of_two_words_arrives() -> None:
+    config, _ = settings_of("--vhost-user", "type=2,socket=s", "--vhost-user", "type=18,socket=t")
+    assert [device.socket for device in config.vhost_users] == ["s", "t"]
+
+
 def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "vm.toml"
     file.write_text('kernel = "k"\nmemory = "1G"\ncpus = 4\ndisk = ["/a", "/b"]\nhost = "native"\n')

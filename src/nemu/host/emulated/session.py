@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from nemu.errors import ConfigError
+from nemu.errors import ConfigError, HostError
 from nemu.host.emulated import wire
 from nemu.host.emulated.client import Job, JobError
 from nemu.host.emulated.host import PATH, Host
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from nemu.config import MachineConfig, RunOptions
     from nemu.config.chardev import ChardevConfig
+    from nemu.config.disk import DiskConfig
     from nemu.config.net import NetConfig
     from nemu.config.vsock import VsockConfig
 
@@ -48,7 +49,8 @@ def run(config: MachineConfig, options: RunOptions) -> int:
         _lock_disks(config, stack)
         files = {f"{INSIDE}/{name}": path for name in ("kernel", "initrd") if (path := getattr(config, name))}
         # What holds a disk to its limits runs inside.
-        packages = ("qemu-system-common",) if any(disk.iops or disk.bps for disk in config.disks) else ()
+        daemon = any(not disk._replace(format="raw").in_process for disk in config.disks)
+        packages = ("qemu-system-common",) if daemon else ()
         host = stack.enter_context(Host(files=files, packages=packages, memory=_memory(config)))
         session = _Session(host, config, options, stack)
         return session.run()
@@ -107,6 +109,15 @@ def _seed(config: MachineConfig, stack: ExitStack) -> MachineConfig:
     return replace(config, cloud_init="", disks=disks)
 
 
+def _attach(host: Host, disk: DiskConfig) -> DiskConfig:
+    """``disk`` as it is inside: what a qcow2 image holds is a raw one there."""
+    try:
+        path = host.attach(disk.path, disk.readonly, disk.format or "raw")
+    except HostError as error:
+        raise ConfigError("--disk", disk.path, str(error)) from error
+    return disk._replace(path=path, format="raw")
+
+
 def _memory(config: MachineConfig) -> int:
     """MiB for the emulated host: enough for the guest in a few round sizes, but not more than is here.
 
@@ -129,11 +140,7 @@ class _Session:
         self._sinks: dict[int, wire.Sink] = {}
         self._signals = 0
         self._stdio = "stdio" in (config.console.kind, config.serial.kind)
-        # What a qcow2 image holds is a raw disk inside.
-        disks = tuple(
-            disk._replace(path=host.attach(disk.path, disk.readonly, disk.format or "raw"), format="raw")
-            for disk in config.disks
-        )
+        disks = tuple(_attach(host, disk) for disk in config.disks)
         pmems = tuple(pmem._replace(path=host.attach(pmem.path, pmem.readonly)) for pmem in config.pmems)
         self._config = replace(
             config,
