@@ -55,6 +55,7 @@ def _assemble(machine: Machine, config: MachineConfig, peripherals: Peripherals)
     if peripherals.watchdog:
         board.add_watchdog(bus, peripherals.watchdog)
     host = HostBridge(bus, HostPages(BUS_SIZE), board.ecam, board.ecam_size, board.apertures)
+    machine.pci_functions = host.describe
     for device in peripherals.devices(machine):
         slot = host.free_slot()
         if slot is None:

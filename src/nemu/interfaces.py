@@ -150,6 +150,46 @@ class EventLoop(Protocol):
         ...
 
 
+class PciBar(NamedTuple):
+    """A memory BAR.  ``address`` is None while it is not decoded."""
+
+    number: int
+    size: int
+    address: int | None
+    is_64bit: bool
+    prefetchable: bool
+
+
+class PciFunctionInfo(NamedTuple):
+    """A PCI function as management sees it.  ``name`` is "" for the host bridge."""
+
+    name: str
+    slot: int
+    vendor: int
+    device: int
+    subsystem_vendor: int
+    subsystem: int
+    class_code: int  # class and subclass, 16 bits
+    bars: tuple[PciBar, ...]
+
+
+class BlockInfo(NamedTuple):
+    """A disk as management sees it."""
+
+    name: str  # of its device
+    path: str
+    size: int  # bytes
+    readonly: bool
+
+
+class ChardevInfo(NamedTuple):
+    """A character backend as management sees it."""
+
+    label: str
+    where: str  # "stdio", "null", "file:PATH", "unix:PATH"
+    open: bool  # whether a device is attached
+
+
 class AmlSource(Protocol):
     """A device that describes itself to ACPI."""
 

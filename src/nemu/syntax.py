@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from math import isfinite
 
 MIB = 1 << 20
+FD_MAX = (1 << 20) - 1  # the largest descriptor that somebody may hand over
+NAME_MAX = 50  # characters: with its directory a socket's path must stay below 108 bytes
 _UNITS = {"": MIB, "K": 1 << 10, "M": MIB, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -88,6 +90,17 @@ def path(value: object) -> str:
     if not text(value):
         raise ValueError("must be a path")
     return text(value)
+
+
+def machine_name(value: object) -> str:
+    """A name that is good for a file: letters, digits, ``.``, ``_`` and ``-``."""
+    name = text(value)
+    plain = name.replace(".", "").replace("_", "").replace("-", "")
+    if not plain.isascii() or not plain.isalnum() or not name[0].isalnum() or len(name) > NAME_MAX:
+        raise ValueError(
+            f"must be 1 to {NAME_MAX} letters, digits, '.', '_' or '-', and begin with a letter or digit"
+        )
+    return name
 
 
 def choice(*words: str) -> Callable[[object], str]:

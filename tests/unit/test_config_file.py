@@ -14,6 +14,7 @@ from nemu.config import MachineConfig, RunOptions, assemble
 from nemu.config.chardev import ChardevConfig
 from nemu.config.disk import DiskConfig
 from nemu.config.net import NetConfig
+from nemu.config.vsock import VsockConfig
 from nemu.errors import ConfigError
 
 
@@ -53,10 +54,38 @@ def test_a_file_gives_the_same_settings_as_the_command_line(tmp_path: Path) -> N
     assert options == RunOptions(timeout=1.5, report=f"{tmp_path}/run.json")
 
 
+def test_sockets_of_back_ends_start_at_the_folder_of_the_file(tmp_path: Path) -> None:
+    file = written(
+        tmp_path,
+        """
+        disk = ["vhost-user=d.sock,queues=2", { vhost-user = "e.sock" }]
+        net = ["vhost-user=n.sock", "user"]
+        vhost-user = ["type=18,socket=i.sock", { type = 18, socket = "/j.sock" }]
+        """,
+    )
+    machine, _ = assemble(config_file.load(file))
+    assert [disk.socket for disk in machine.disks] == [f"{tmp_path}/d.sock", f"{tmp_path}/e.sock"]
+    assert [net.socket for net in machine.nets] == [f"{tmp_path}/n.sock", ""]
+    assert [device.socket for device in machine.vhost_users] == [f"{tmp_path}/i.sock", "/j.sock"]
+
+
 def test_disks_may_be_an_array_of_tables(tmp_path: Path) -> None:
     file = written(tmp_path, '[[disk]]\npath = "/a"\n[[disk]]\npath = "/b"\nreadonly = true\n')
     machine, _ = assemble(config_file.load(file))
     assert machine.disks == (DiskConfig("/a"), DiskConfig("/b", readonly=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "socket"),
+    [
+        ('"cid=3,socket=s,,t"', "{folder}/s,t"),
+        ('"cid=3,socket=/run/s"', "/run/s"),
+        ('{cid = 3, socket = "s"}', "{folder}/s"),
+    ],
+)
+def test_a_path_among_the_parts_starts_at_the_folder_too(tmp_path: Path, text: str, socket: str) -> None:
+    machine, _ = assemble(config_file.load(written(tmp_path, f"vsock = {text}")))
+    assert machine.vsock == VsockConfig(3, socket.format(folder=tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -85,6 +114,7 @@ def test_a_wrong_file_is_refused(tmp_path: Path, text: str, problem: str) -> Non
         ("kernel = ''", "vm.toml: kernel '': must be a path"),
         ("disk = [1]", "vm.toml: disk 1: must be text or a table"),
         ("disk = [{path = 1}]", "path must be text"),
+        ("vsock = {cid = 3, socket = 1}", "vm.toml: vsock {'cid': 3, 'socket': 1}: socket must be text"),
         ("net = [[]]", "vm.toml: net []: must be text or a table"),
         ('kernel = "a\\u0000b"', "must not contain a NUL byte"),
     ],

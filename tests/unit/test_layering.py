@@ -17,13 +17,15 @@ SOURCE = Path(nemu.__file__).parent
 # The parts that know what runs a machine; nothing below them does.
 _TOP = ("cli", "host", "session", "build")
 _DEVICE_SIDE = (*_TOP, "machine", "report", "kvm", "arch", "boot", "loop", "validate")
-_DEVICES = ("virtio", "devices", "pci", "acpi")
+_DEVICES = ("virtio", "vhost", "devices", "pci", "acpi")
 # Package -> what it must not import.  "" stands for everything of nemu.
 FORBIDDEN = {
     "errors": ("",),
     "interfaces": ("",),
     "syntax": ("",),
+    "scsi": (*_DEVICE_SIDE, *_DEVICES, "bus"),
     "virtio": _DEVICE_SIDE,
+    "vhost": _DEVICE_SIDE,
     "devices": _DEVICE_SIDE,
     "pci": _DEVICE_SIDE,
     "acpi": _DEVICE_SIDE,
@@ -39,6 +41,9 @@ FORBIDDEN = {
     "config": (*_DEVICE_SIDE, *_DEVICES, "bus", "backends"),
     "config_file": (*_DEVICE_SIDE, *_DEVICES, "bus", "backends"),
     "validate": (*_TOP, *_DEVICES, "machine", "kvm", "arch", "backends"),
+    "qmp": ("cli", "host", "build", "kvm", "arch", "boot", "loop", "peripherals", *_DEVICES),
+    "rundir": (*_DEVICE_SIDE, *_DEVICES, "bus"),
+    "management": ("cli", "host", "build", "kvm", "arch", "boot", *_DEVICES),
     "build": ("cli", "host"),
     "session": ("cli", "host"),
     "host": ("cli",),
@@ -122,6 +127,9 @@ UNUSED = (
     "nemu.cli.completion",
     "nemu.config_file",
     "nemu.host.emulated",
+    "nemu.qmp",
+    "nemu.vhost",
+    "nemu.backends.links",
 )
 
 _START = """

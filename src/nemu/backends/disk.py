@@ -27,7 +27,12 @@ FALLOC_FL_KEEP_SIZE = 0x01
 FALLOC_FL_PUNCH_HOLE = 0x02
 FALLOC_FL_ZERO_RANGE = 0x10
 IOV_MAX = 1024  # limits.h: buffers in one preadv or pwritev
-ZERO_CHUNK = 1 << 20
+CHUNK = 1 << 20  # bytes of a pattern written at once
+# What devices ask for at most in one request, in bytes, so that none keeps a worker for long.
+MAX_DISCARD = 1 << 30
+MAX_ZEROES = 64 << 20
+# A copy out of the page cache or into it takes less than waking a worker; a long one would hold up the loop.
+MAX_CACHED = 128 * 1024
 
 Job = Callable[[], None]
 
@@ -215,9 +220,13 @@ class Disk:
             except OSError as error:
                 if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}:
                     raise
-        zeroes = memoryview(bytes(min(length, ZERO_CHUNK)))
-        for done in range(0, length, ZERO_CHUNK):
-            self.write([zeroes[: length - done]], offset + done)
+        self.write_same(bytes(SECTOR), offset, length)
+
+    def write_same(self, block: bytes, offset: int, length: int) -> None:
+        """The range is ``block`` again and again; ``length`` is a multiple of its size.  Raises OSError."""
+        blocks = memoryview(block * (min(length, CHUNK) // len(block)))
+        for done in range(0, length, len(blocks)):
+            self.write([blocks[: length - done]], offset + done)
 
     @staticmethod
     def _transfer(

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from nemu.config.disk import DiskConfig
     from nemu.config.net import NetConfig
     from nemu.config.pmem import PmemConfig
+    from nemu.config.qmp import QmpConfig
+    from nemu.config.vhost_user import VhostUserConfig
+    from nemu.config.vsock import VsockConfig
 
 MIB = syntax.MIB
 MAX_CPUS = 255  # xAPIC ids
@@ -82,8 +85,11 @@ class MachineConfig:
         Setting(
             "disk",
             Kind("disk", "DiskConfig"),
-            "PATH[,readonly=on|off][,serial=TEXT][,queues=N]",
-            "virtio disk on a raw image or a block device; repeat for more; a comma in PATH is written twice",
+            "PATH[,readonly=on|off][,serial=TEXT][,queues=N][,format=raw|qcow2][,iops=N][,bps=SIZE]"
+            "[,bus=virtio|scsi[,scsi-id=N][,lun=N]]|vhost-user=SOCKET[,queues=N]",
+            "virtio disk on a raw or qcow2 image, on a block device, or by vhost-user on the back end at "
+            "SOCKET; with bus=scsi a disk of the one virtio SCSI controller; repeat for more; a comma in "
+            "PATH is written twice",
             many=True,
             paths=True,
             device=True,
@@ -94,10 +100,26 @@ class MachineConfig:
         Setting(
             "net",
             Kind("net", "NetConfig"),
-            "tap=NAME|fd=N|user[,mac=ADDRESS]",
-            "virtio network card on a tap, on an open tap inherited as descriptor N, or by passt, which "
-            "needs no root; repeat for more",
+            "tap=NAME|fd=N|fds=N:N|user|vhost-user=SOCKET[,mac=ADDRESS][,queues=N][,vhost=on|off|auto]"
+            "[,vhostfds=N:N][,forward=tcp|udp:[ADDRESS:]PORT:PORT]",
+            "virtio network card on a tap, on one inherited as open descriptors, one a pair of queues, by "
+            "passt, which needs no root and leads ports of this host to the guest's, or by vhost-user on the "
+            "back end at SOCKET; repeat for more",
             many=True,
+            path_keys=("vhost-user",),
+            device=True,
+        ),
+    )
+    vhost_users: tuple[VhostUserConfig, ...] = setting(
+        (),
+        Setting(
+            "vhost-user",
+            Kind("vhost_user", "VhostUserConfig"),
+            "type=N,socket=SOCKET[,queues=N][,queue-size=N]",
+            "virtio device of any type (virtio 1.2, section 5) on the vhost-user back end at SOCKET; "
+            "repeat for more",
+            many=True,
+            path_keys=("socket",),
             device=True,
         ),
     )
@@ -147,6 +169,18 @@ class MachineConfig:
             "a seed for cloud-init (NoCloud), made of DIR's user-data, meta-data, network-config and "
             "vendor-data, as one more read-only disk",
             paths=True,
+            device=True,
+        ),
+    )
+    vsock: VsockConfig | None = setting(
+        None,
+        Setting(
+            "vsock",
+            Kind("vsock", "VsockConfig"),
+            "cid=N[,socket=PATH|,vhostfd=N]",
+            "virtio socket device with the guest's address N, of the host kernel (AF_VSOCK) or behind a Unix "
+            "socket",
+            path_keys=("socket",),
             device=True,
         ),
     )
@@ -206,6 +240,36 @@ class RunOptions:
     report: str = setting(
         "",
         Setting("report", syntax.path, "FILE", "write times, exits, memory and devices as JSON", paths=True),
+    )
+    name: str = setting(
+        "",
+        Setting(
+            "name",
+            syntax.machine_name,
+            "NAME",
+            "how nemu ps, nemu stop and the others call it (default: vm-PID)",
+        ),
+    )
+    start: str = setting(
+        "running",
+        Setting(
+            "start",
+            syntax.choice("running", "paused"),
+            "running|paused",
+            "paused holds the CPUs before the first instruction, until nemu resume (default: running)",
+        ),
+    )
+    qmp: tuple[QmpConfig, ...] = setting(
+        (),
+        Setting(
+            "qmp",
+            Kind("qmp", "QmpConfig"),
+            "PATH|fd=N|tcp=127.0.0.1:PORT|off",
+            "serve QMP clients on a Unix socket, an inherited socket or a port of the loopback interface; "
+            "repeat for more; off leaves out nemu's own socket, by which nemu ps finds it",
+            many=True,
+            paths=True,
+        ),
     )
     host: str = setting(
         "auto",

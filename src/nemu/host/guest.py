@@ -29,6 +29,9 @@ MODULES = (
     "virtio_balloon",
     "wdat_wdt",  # --watchdog
     "isofs",  # --cloud-init
+    "vmw_vsock_virtio_transport",
+    "virtio_scsi",
+    "sd_mod",
     "virtio_mmio",  # not for nemu's machine: the same guest then also runs on QEMU's microvm
 )
 # loglevel=3 hides one complaint of Linux: that there is no console before its module is loaded.

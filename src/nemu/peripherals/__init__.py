@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nemu.backends.chardev import Chardev
     from nemu.config import MachineConfig
     from nemu.devices.watchdog import Sticky
+    from nemu.interfaces import BlockInfo, ChardevInfo
     from nemu.loop import Loop
     from nemu.machine import Machine
     from nemu.virtio.device import VirtioDevice
@@ -26,9 +27,11 @@ KINDS = (
     ("disks", "disks", "Disks"),
     ("cloud_init", "cloud_init", "CloudInit"),
     ("nets", "nets", "Nets"),
+    ("vhost_users", "vhost_users", "VhostUsers"),
     ("rng", "rng", "Rng"),
     ("pmems", "pmems", "Pmems"),
     ("balloon", "balloon", "BalloonDevice"),
+    ("vsock", "vsock", "Vsock"),
 )
 
 
@@ -79,6 +82,14 @@ class Peripherals:
         """New virtio devices on the open backends, in the order of their slots."""
         for kind in self._open:
             yield from kind.devices(machine)
+
+    def blocks(self) -> list[BlockInfo]:
+        """Every disk."""
+        return [block for kind in self._open for block in kind.blocks()]
+
+    def chardevs(self) -> list[ChardevInfo]:
+        """Every character backend."""
+        return [chardev for kind in self._open for chardev in kind.chardevs()]
 
     def drain(self) -> None:
         """Wait for I/O in flight: a write of one machine must not land under the next one's eyes."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from nemu import sigbus
 from nemu.backends.disk import Disk
+from nemu.backends.filewatch import FileWatch
 from nemu.config.pmem import ALIGNMENT
 from nemu.errors import ConfigError, HostError
 from nemu.memory import map_image
@@ -24,24 +25,52 @@ class Pmems(Peripheral):
     """Every persistent memory of the machine."""
 
     def _open(self, run: Run) -> None:
+        self._machine: Machine | None = None
+        self._watch: FileWatch | None = None
         self._disks = [self._keep(Disk(pmem.path, pmem.readonly, "--pmem")) for pmem in run.config.pmems]
         for disk in self._disks:
             if disk.size % ALIGNMENT:
                 problem = f"has {disk.size} bytes, must be whole {ALIGNMENT >> 20} MiB"
                 raise ConfigError("--pmem", disk.path, problem)
+        self._watch = self._keep(FileWatch(disk.fd for disk in self._disks))
+        run.loop.add_reader(self._watch.fileno(), self._changed)
 
     def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
+        self._machine = machine
         for number, disk in enumerate(self._disks):
             gpa = _map(disk, machine)
             yield VirtioPmem(f"virtio-pmem{number}", disk, gpa, machine.lock, machine.loop)
 
     def drain(self) -> None:
+        self._machine = None
         for disk in self._disks:
             disk.drain()
+
+    def close(self) -> None:
+        if self._watch:
+            self._loop.remove_reader(self._watch.fileno())
+            self._watch = None
+        super().close()
+
+    def _changed(self) -> None:
+        """Others have written to a file, or made it shorter.
+
+        A guest that touches what is gone would hang: KVM has it wait for the page (an asynchronous page
+        fault), for ever.
+        """
+        assert self._watch
+        self._watch.clear()
+        try:
+            for disk in self._disks:
+                _check(disk)
+        except HostError as error:
+            if self._machine:
+                self._machine.fail(error)
 
 
 def _map(disk: Disk, machine: Machine) -> int:
     """Make ``disk`` memory of ``machine``; its guest-physical address."""
+    _check(disk)
     try:
         gpa = machine.device_memory.allocate(disk.size)
     except ValueError as error:

@@ -6,6 +6,7 @@ opens them says so.  But nothing is left behind by a mistake that is found here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -25,6 +26,8 @@ KINDS = (
     ("nets", "nets"),
     ("pmems", "pmems"),
     ("cloud_init", "cloud_init"),
+    ("vhost_users", "vhost_users"),
+    ("vsock", "vsock"),
 )
 
 
@@ -42,6 +45,8 @@ def validate(config: MachineConfig, options: RunOptions) -> None:
         raise ConfigError("--serial", "stdio", "the console has stdio already; add --console null")
     if config.serial.path and config.serial == config.console:
         raise ConfigError("--serial", f"file={config.serial.path}", "the console writes to this file already")
+    if options.qmp:
+        import_module("nemu.validate.qmp").check(options.qmp)
     if options.report:
         paths.output("--report", options.report)
 
@@ -63,7 +68,7 @@ def _check_count(config: MachineConfig) -> None:
         how: Setting = item.metadata["setting"]
         if how.device:
             value = getattr(config, item.name)
-            counts[f"--{how.option}"] = len(value) if how.many else bool(value)
+            counts[f"--{how.option}"] = _slots(value) if how.many else bool(value)
     count = 1 + sum(counts.values())  # the console
     if count > MAX_DEVICES:
         most = max(counts, key=lambda option: counts[option])
@@ -74,6 +79,12 @@ def _check_balloon(config: MachineConfig) -> None:
     if config.balloon and config.balloon.size >= config.memory:
         problem = f"must be less than the {syntax.show_size(config.memory)} of --memory"
         raise ConfigError("--balloon", syntax.show_size(config.balloon.size), problem)
+
+
+def _slots(devices: Sequence[object]) -> int:
+    """How many places on the bus ``devices`` take: SCSI disks have one together, their controller's."""
+    scsi = len([device for device in devices if getattr(device, "bus", "") == "scsi"])
+    return len(devices) - max(scsi - 1, 0)
 
 
 def _check_chardev(option: str, chardev: ChardevConfig) -> None:

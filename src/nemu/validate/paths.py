@@ -23,6 +23,14 @@ def readable(option: str, path: str) -> os.stat_result:
     return found
 
 
+def descriptor(option: str, key: str, fd: int) -> None:
+    """Raise ConfigError unless ``fd``, given as ``key=fd``, is open."""
+    try:
+        os.fstat(fd)
+    except OSError:
+        raise ConfigError(option, f"{key}={fd}", "no such open descriptor was inherited") from None
+
+
 def output(option: str, path: str) -> None:
     """Raise ConfigError unless ``path`` can be written or made."""
     if os.path.isdir(path):
@@ -38,6 +46,18 @@ def socket(option: str, path: str) -> None:
     if len(os.fsencode(path)) > SOCKET_PATH_MAX:
         raise ConfigError(option, path, f"a socket path has at most {SOCKET_PATH_MAX} bytes")
     folder(option, path)
+
+
+def listening(option: str, value: str, path: str) -> None:
+    """Raise ConfigError unless ``path``, given in ``value``, is a socket that one may connect to."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise ConfigError(option, value, (error.strerror or str(error)).lower()) from None
+    if not stat.S_ISSOCK(found.st_mode):
+        raise ConfigError(option, value, "is no socket")
+    if not os.access(path, os.W_OK):
+        raise ConfigError(option, value, "cannot be connected to (permission denied)")
 
 
 def folder(option: str, path: str) -> None:

@@ -154,7 +154,7 @@ def test_zeroes_are_written_where_the_file_system_has_no_fallocate(
         raise OSError(errno.EOPNOTSUPP, "not here")
 
     monkeypatch.setattr(disk_module, "fallocate", fallocate)
-    monkeypatch.setattr(disk_module, "ZERO_CHUNK", 1000)
+    monkeypatch.setattr(disk_module, "CHUNK", 1000)
     before = image.read_bytes()
     disk.write_zeroes(512, 4096, unmap=True)
     assert image.read_bytes() == before[:512] + bytes(4096) + before[512 + 4096 :]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 from nemu.arch.x86_64 import acpi, layout, reset_vector, vcpu, vm
+from nemu.arch.x86_64.clock import GuestClock
 from nemu.arch.x86_64.cpuid import CpuModel
 from nemu.arch.x86_64.ioapic import IoApic
 from nemu.boot import loader
@@ -93,6 +94,8 @@ class Board:
             self._cpu_model.apply(new, apic_id, khz)
             vcpu.set_msrs(new)
             vcpus.append(new)
+        self._machine.clock = GuestClock(kvm_vm, vcpus)
+        self._machine.send_nmi = lambda: vcpu.inject_nmi(vcpus)
         return vcpus
 
     def add_devices(
@@ -173,6 +176,7 @@ class Board:
         if events & PanicEvent.PANICKED:
             self._machine.finish(Outcome.PANIC)
         else:
+            self._machine.emit("GUEST_CRASHLOADED", action="run")
             print("nemu: the guest panicked and starts its crash kernel", file=sys.stderr)
 
     def _error_recorded(self, record: bytes) -> None:
