@@ -37,6 +37,7 @@ KERNEL, INITRD, ROOT_INITRD, TOOLS = (f"/run/guest/{name}" for name in ("vmlinuz
 PACKAGES = ("qemu-system-x86", "qemu-system-common", "iperf3", "sockperf")
 MEMORY = 3072  # MiB of the emulated host: three guests and the images of their devices
 BOOT, BALLOON = "virtiofs_boot", "balloon"
+TRANSFERS = [name for name in DEVICES if name != BALLOON]
 TIMES = (BOOT,)
 ABOUT = {
     OURS: "virtio-blk and net in one thread and four workers, all else outside",
@@ -50,7 +51,7 @@ def options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=_count, default=3, metavar="N", help="of each figure (default: 3)")
     parser.add_argument("--seconds", type=_count, default=1, metavar="N", help="a transfer (default: 1)")
     parser.add_argument("--json", metavar="FILE", help="write every figure, the ratios and the exits")
-    names = [*DEVICES, BOOT, BALLOON]
+    names = [*TRANSFERS, BOOT, BALLOON]
     parser.add_argument(
         "--only", action="append", choices=names, metavar="NAME", help=f"repeat for more: {', '.join(names)}"
     )
@@ -88,7 +89,7 @@ class Run:
             TOOLS: built.disk,
         }
         with Host(tree=tree, files=files, packages=PACKAGES, memory=MEMORY) as host:
-            for device in (name for name in self._only if name not in (BOOT, BALLOON)):
+            for device in (name for name in TRANSFERS if name in self._only):
                 self._transfers(host, device, rounds, seconds)
             for number in range(rounds):
                 for name in (OURS, QEMU):

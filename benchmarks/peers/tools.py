@@ -17,7 +17,7 @@ from nemu.host import cache, cpio, guest, modules, packages
 from nemu.host.emulated import erofs
 
 PROGRAMS = {"fio": "fio", "iperf3": "iperf3", "sockperf": "sockperf"}  # program -> package
-MODULES = ("erofs", "virtio_pmem", "nd_pmem", "virtiofs", "virtio_balloon")  # besides the small guest's
+MODULES = ("erofs",)  # besides the small guest's
 SCRIPT, ROOT_SCRIPT = "guest.sh", "root.sh"
 FILES = ("initrd", "tools", "root-initrd")
 _HERE = os.path.dirname(os.path.abspath(__file__))
