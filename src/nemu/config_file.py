@@ -11,11 +11,17 @@ net = ["user"]
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 from nemu import syntax
 from nemu.config import Given, Setting, settings
 from nemu.errors import ConfigError
+
+# Where a path may stand: keys of a table, which are properties in a value that is text.
+_PATHS = ("path", "file", "socket", "dir")
+_PATH = re.compile(r"((?:^|(?<!,),)(?:file|socket|dir)=)([^,]*)")
+_NAMES = ("name=", "tag=")  # what a value without a path of its own begins with
 
 
 def load(path: str) -> dict[str, Given]:
@@ -56,10 +62,10 @@ def _located(setting: Setting, label: str, value: Any, folder: str) -> Any:
 
 def _locate_one(value: Any, folder: str) -> Any:
     if isinstance(value, dict):
-        return {key: _locate_one(item, folder) if key == "path" else item for key, item in value.items()}
+        return {key: _locate_one(item, folder) if key in _PATHS else item for key, item in value.items()}
     if not isinstance(value, str) or not value:
         return value
-    kind, equals, path = value.partition("=")
-    if equals and kind in ("file", "socket"):  # --console and --serial
-        return f"{kind}={os.path.join(folder, path)}"
-    return value if value in ("stdio", "null", "off") else os.path.join(folder, value)
+    located, count = _PATH.subn(lambda found: found[1] + os.path.join(folder, found[2]), value)
+    if count or value.startswith(_NAMES) or value in ("stdio", "null", "off"):
+        return located
+    return os.path.join(folder, value)

@@ -16,6 +16,7 @@ from nemu.config import machine as machine_config
 from nemu.config.chardev import ChardevConfig
 from nemu.config.disk import DiskConfig
 from nemu.config.net import NetConfig
+from nemu.config.port import PortConfig
 from nemu.errors import ConfigError
 
 
@@ -199,6 +200,43 @@ def test_the_serial_port_has_no_socket() -> None:
     assert refusal(serial="socket=s").endswith("must be off, stdio or file=PATH")
 
 
+@pytest.mark.parametrize(
+    ("value", "port"),
+    [
+        ("name=agent.0,socket=s", PortConfig("agent.0", "socket", "s")),
+        ("file=a,,b,name=log", PortConfig("log", "file", "a,b")),
+        ("name=x,stdio", PortConfig("x", "stdio")),
+        ({"name": "x", "socket": "s"}, PortConfig("x", "socket", "s")),
+        ({"name": "x", "stdio": True}, PortConfig("x", "stdio")),
+    ],
+)
+def test_a_port_has_a_name_and_a_place(value: object, port: PortConfig) -> None:
+    assert machine(port=[value]).ports == (port,)
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("", "must be KEY=VALUE"),
+        ("name=x", "with one of socket=PATH, file=PATH and stdio"),
+        ("socket=s", "must be name=NAME"),
+        ("name=x,socket=s,file=f", "with one of"),
+        ("name=x,pty", "'pty' must be KEY=VALUE"),
+        ("name=x,sockt=s", "did you mean socket?"),
+        ("name=,stdio", "name must have 1 to 64 printable ASCII characters"),
+        ("name=" + "x" * 65 + ",stdio", "name must have 1 to 64"),
+        ("name=a/b,stdio", "slash"),
+        ("name=ä,stdio", "printable ASCII"),
+        ({"name": "x", "stdio": False}, "with one of"),
+        ({"name": 7, "stdio": True}, "name must be text"),
+    ],
+)
+def test_a_wrong_port_is_refused(value: object, problem: str) -> None:
+    message = refusal(port=[value])
+    assert message.startswith("--port ")
+    assert problem in message
+
+
 @pytest.mark.parametrize("text", ["nan", "inf", "-1", "", "1s", "1e999"])
 def test_a_wrong_timeout_is_refused(text: str) -> None:
     assert "must be a number of seconds" in refusal(timeout=text)
@@ -223,6 +261,9 @@ machines = st.builds(
     disks=st.lists(st.builds(DiskConfig, path=names, readonly=st.booleans()), max_size=3).map(tuple),
     nets=st.lists(st.builds(NetConfig, backend=st.just("tap"), tap=names), max_size=3).map(tuple),
     rng=st.booleans(),
+    ports=st.lists(st.builds(PortConfig, name=names, kind=st.just("file"), path=names), max_size=3).map(
+        tuple
+    ),
     console=st.builds(ChardevConfig, kind=st.just("file"), path=names),
 )
 

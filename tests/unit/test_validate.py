@@ -13,6 +13,7 @@ from nemu.config import MachineConfig, RunOptions
 from nemu.config.chardev import ChardevConfig
 from nemu.config.disk import DiskConfig
 from nemu.config.net import NetConfig
+from nemu.config.port import PortConfig
 from nemu.errors import ConfigError
 from nemu.validate import validate
 
@@ -124,6 +125,23 @@ def test_both_consoles_cannot_have_the_same_place() -> None:
     assert "add --console null" in refusal(serial=ChardevConfig("stdio"))
     log = ChardevConfig("file", "log")
     assert "the console writes to this file" in refusal(console=log, serial=log)
+
+
+@pytest.mark.usefixtures("folder")
+def test_ports_do_not_share_a_name_or_a_place() -> None:
+    first, log = PortConfig("a", "socket", "s"), ChardevConfig("file", "log")
+    assert "name=a: is given twice" in refusal(ports=(first, PortConfig("a", "file", "f")))
+    assert "name=b: has the socket of name=a" in refusal(ports=(first, PortConfig("b", "socket", "s")))
+    assert refusal(ports=(PortConfig("a", "stdio"),)).endswith(
+        "console has stdio already; add --console null"
+    )
+    refused = refusal(ports=(PortConfig("a", "file", "log"),), serial=log)
+    assert refused.endswith("the serial port has file=log already")
+    assert "at most 107 bytes" in refusal(ports=(PortConfig("a", "socket", "s" * 108),))
+    assert "no directory" in refusal(ports=(PortConfig("a", "file", "no/f"),))
+    assert "at most 30" in refusal(ports=tuple(PortConfig(f"p{n}", "file", f"f{n}") for n in range(31)))
+    null = ChardevConfig("null")
+    validate(MachineConfig(kernel="kernel", console=null, ports=(PortConfig("a", "stdio"),)), RunOptions())
 
 
 @pytest.mark.usefixtures("folder")

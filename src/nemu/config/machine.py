@@ -17,6 +17,7 @@ from nemu.errors import ConfigError
 if TYPE_CHECKING:
     from nemu.config.disk import DiskConfig
     from nemu.config.net import NetConfig
+    from nemu.config.port import PortConfig
 
 MIB = syntax.MIB
 MAX_CPUS = 255  # xAPIC ids
@@ -109,6 +110,18 @@ class MachineConfig:
             ChardevReader(CONSOLE),
             CONSOLE,
             "where the virtio console (hvc0) goes; on a terminal Ctrl-A X leaves (default: stdio)",
+            paths=True,
+        ),
+    )
+    ports: tuple[PortConfig, ...] = setting(
+        (),
+        Setting(
+            "port",
+            Kind("port", "PortConfig"),
+            "name=NAME,socket=PATH|file=PATH|stdio",
+            "virtio port for a program in the guest, such as an agent, which opens /dev/virtio-ports/NAME; "
+            "repeat for more",
+            many=True,
             paths=True,
         ),
     )

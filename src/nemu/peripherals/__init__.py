@@ -25,6 +25,7 @@ KINDS = (
     ("disks", "disks", "Disks"),
     ("nets", "nets", "Nets"),
     ("rng", "rng", "Rng"),
+    ("ports", "ports", "Ports"),
 )
 
 

@@ -22,6 +22,7 @@ MAX_DEVICES = 31  # functions 0 of bus 0, less the host bridge
 KINDS = (
     ("disks", "disks"),
     ("nets", "nets"),
+    ("ports", "ports"),
 )
 
 
@@ -34,10 +35,7 @@ def validate(config: MachineConfig, options: RunOptions) -> None:
             import_module(f"nemu.validate.{module}").check(value)
     _check_chardev("--console", config.console)
     _check_chardev("--serial", config.serial)
-    if config.serial.kind == config.console.kind == "stdio":
-        raise ConfigError("--serial", "stdio", "the console has stdio already; add --console null")
-    if config.serial.path and config.serial == config.console:
-        raise ConfigError("--serial", f"file={config.serial.path}", "the console writes to this file already")
+    _check_shared(config)
     if options.report:
         paths.output("--report", options.report)
 
@@ -60,10 +58,31 @@ def _check_count(config: MachineConfig) -> None:
         if how.device:
             value = getattr(config, item.name)
             counts[f"--{how.option}"] = len(value) if how.many else bool(value)
+    counts["--port"] = bool(config.ports)  # one device for all
     count = 1 + sum(counts.values())  # the console
     if count > MAX_DEVICES:
         most = max(counts, key=lambda option: counts[option])
         raise ConfigError(most, "", f"{count} devices do not fit the bus: at most {MAX_DEVICES} in all")
+
+
+def _check_shared(config: MachineConfig) -> None:
+    """Standard input and output, a file or a socket serve one of them."""
+    serial = config.serial
+    if serial.kind == config.console.kind == "stdio":
+        raise ConfigError("--serial", "stdio", "the console has stdio already; add --console null")
+    if serial.path and serial == config.console:
+        raise ConfigError("--serial", f"file={serial.path}", "the console writes to this file already")
+    for port in config.ports:
+        for name, other in (("console", config.console), ("serial port", serial)):
+            if port.chardev == other:
+                remedy = "; add --console null" if other is config.console else ""
+                raise ConfigError(
+                    "--port", f"name={port.name}", f"the {name} has {_place(other)} already{remedy}"
+                )
+
+
+def _place(chardev: ChardevConfig) -> str:
+    return f"{chardev.kind}={chardev.path}" if chardev.path else chardev.kind
 
 
 def _check_chardev(option: str, chardev: ChardevConfig) -> None:

@@ -24,6 +24,7 @@ from nemu.virtio.blk import VirtioBlk
 from nemu.virtio.console import VirtioConsole
 from nemu.virtio.device import VirtioDevice
 from nemu.virtio.net import VirtioNet
+from nemu.virtio.ports import NamedPort, VirtioPorts
 from nemu.virtio.queue import Queue
 from nemu.virtio.rng import VirtioRng
 
@@ -83,12 +84,15 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
     opened.close()
 
 
-@pytest.fixture(params=["blk", "console", "net", "rng"])
+@pytest.fixture(params=["blk", "console", "net", "ports", "rng"])
 def make(request: pytest.FixtureRequest, disk: Disk) -> Make:
     devices: dict[str, Make] = {
         "blk": lambda loop: VirtioBlk("blk", disk, loop.lock, loop),
         "console": lambda loop: VirtioConsole("console", Endless(), loop),
         "net": lambda loop: VirtioNet("net", EndlessPort(disk.fd), bytes(6), loop, print),
+        "ports": lambda loop: VirtioPorts(
+            "ports", [NamedPort("a", Endless()), NamedPort("b", Endless())], loop
+        ),
         "rng": lambda loop: VirtioRng("rng", loop),
     }
     return devices[request.param]
@@ -136,7 +140,8 @@ def test_it_answers_or_stops(make: Make, seed: int) -> None:
     ram, loop, transport = GuestRam([(0, RAM)]), FakeLoop(), FakeTransport()
     hostile = Hostile(seed, ram)
     sector = hostile.random.choice([0, 1, 63, 2**63])
-    ram.write(0x1000, struct.pack("<IIQ", hostile.random.randrange(15), 0, sector))  # for blk
+    event = hostile.random.randrange(8) | hostile.random.choice([0, 1, 1, 2]) << 16  # for ports
+    ram.write(0x1000, struct.pack("<IIQ", hostile.random.randrange(15), event, sector))  # for blk
     device = make(loop)
     queues: list[Queue] = []
     for number in range(len(device.queue_sizes)):

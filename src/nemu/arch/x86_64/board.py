@@ -187,5 +187,5 @@ class SerialConsole:
     def writable(self) -> None:
         pass
 
-    def resized(self) -> None:
+    def changed(self) -> None:
         pass

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from nemu.config.port import PortConfig
 from nemu.errors import ConfigError
 from nemu.host.emulated import wire
 from nemu.host.emulated.client import Job, JobError
@@ -28,6 +29,7 @@ TIMED_OUT = 4
 GRACE = 15.0  # seconds after --timeout until the emulated host itself is given up
 OVERHEAD = 384  # MiB: the kernel and the programs of the emulated host
 SMALLEST = 1024  # MiB
+MAX_FILES = 3  # streams of a job that are left for them
 _PATIENCE = 3  # signals after which nobody is asked any more
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -80,15 +82,20 @@ class _Session:
         self._outputs: list[str] = []
         self._sinks: dict[int, wire.Sink] = {}
         self._signals = 0
-        self._stdio = "stdio" in (config.console.kind, config.serial.kind)
+        kinds = (config.console.kind, config.serial.kind, *(port.kind for port in config.ports))
+        self._stdio = "stdio" in kinds
         disks = tuple(disk._replace(path=host.attach(disk.path, disk.readonly)) for disk in config.disks)
         self._config = replace(
             config,
             kernel=config.kernel and f"{INSIDE}/kernel",
             initrd=config.initrd and f"{INSIDE}/initrd",
             disks=disks,
-            console=self._chardev("--console", config.console),
-            serial=self._chardev("--serial", config.serial),
+            console=self._chardev("--console", config.console, "console"),
+            serial=self._chardev("--serial", config.serial, "serial"),
+            ports=tuple(
+                PortConfig(port.name, *self._chardev("--port", port.chardev, f"port{number}"))
+                for number, port in enumerate(config.ports)
+            ),
         )
 
     def run(self, options: RunOptions) -> int:
@@ -153,10 +160,13 @@ class _Session:
         self._stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(wake, warn_on_full_buffer=False))
         self._host.client.pump.watched[received] = forward
 
-    def _chardev(self, option: str, chardev: ChardevConfig) -> ChardevConfig:
+    def _chardev(self, option: str, chardev: ChardevConfig, name: str) -> ChardevConfig:
         """The same back end inside; its bytes come out to the user's file or socket."""
-        inside = f"{INSIDE}/{option.lstrip('-')}"
+        inside = f"{INSIDE}/{name}"
         if chardev.kind == "file":
+            if len(self._outputs) == MAX_FILES:
+                value = f"file={chardev.path}"
+                raise ConfigError(option, value, f"the emulated host has at most {MAX_FILES} output files")
             self._outputs.append(inside)
             self._sinks[3 + len(self._outputs)] = wire.Sink(_create(option, chardev.path))
             return chardev._replace(path=inside)
