@@ -11,17 +11,12 @@ net = ["user"]
 from __future__ import annotations
 
 import os
-import re
+from functools import partial
 from typing import Any
 
 from nemu import syntax
 from nemu.config import Given, Setting, settings
 from nemu.errors import ConfigError
-
-# Where a path may stand: keys of a table, which are properties in a value that is text.
-_PATHS = ("path", "file", "socket", "dir")
-_PATH = re.compile(r"((?:^|(?<!,),)(?:file|socket|dir)=)([^,]*)")
-_NAMES = ("name=", "tag=")  # what a value without a path of its own begins with
 
 
 def load(path: str) -> dict[str, Given]:
@@ -53,19 +48,35 @@ def _located(setting: Setting, label: str, value: Any, folder: str) -> Any:
     """``value`` with its relative paths starting at ``folder``."""
     if setting.many and not isinstance(value, list):
         value = [value]
-    if not setting.paths:
+    if not setting.paths and not setting.path_keys:
         return value
-    if setting.many:
-        return [_locate_one(item, folder) for item in value]
-    return _locate_one(value, folder)
+    locate = partial(_locate_keys, keys=setting.path_keys) if setting.path_keys else _locate_one
+    return [locate(item, folder) for item in value] if setting.many else locate(value, folder)
+
+
+def _locate_keys(value: Any, folder: str, *, keys: tuple[str, ...]) -> Any:
+    """``value``, a table or ``KEY=VALUE,...``, with the paths under ``keys``."""
+    if isinstance(value, dict):
+        return {
+            key: os.path.join(folder, item) if key in keys and isinstance(item, str) else item
+            for key, item in value.items()
+        }
+    if not isinstance(value, str):
+        return value
+    parts = (part.partition("=") for part in syntax.properties(value))
+    located = (
+        f"{key}={os.path.join(folder, path)}" if equals and key in keys else f"{key}{equals}{path}"
+        for key, equals, path in parts
+    )
+    return ",".join(part.replace(",", ",,") for part in located)
 
 
 def _locate_one(value: Any, folder: str) -> Any:
     if isinstance(value, dict):
-        return {key: _locate_one(item, folder) if key in _PATHS else item for key, item in value.items()}
+        return {key: _locate_one(item, folder) if key == "path" else item for key, item in value.items()}
     if not isinstance(value, str) or not value:
         return value
-    located, count = _PATH.subn(lambda found: found[1] + os.path.join(folder, found[2]), value)
-    if count or value.startswith(_NAMES) or value in ("stdio", "null", "off"):
-        return located
-    return os.path.join(folder, value)
+    kind, equals, path = value.partition("=")
+    if equals and kind in ("file", "socket"):  # --console and --serial
+        return f"{kind}={os.path.join(folder, path)}"
+    return value if value in ("stdio", "null", "off") else os.path.join(folder, value)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from math import isfinite
 
 MIB = 1 << 20
+FD_MAX = (1 << 20) - 1  # the largest descriptor that somebody may hand over
 _UNITS = {"": MIB, "K": 1 << 10, "M": MIB, "G": 1 << 30, "T": 1 << 40}
 
 

@@ -17,6 +17,7 @@ from nemu.config.chardev import ChardevConfig
 from nemu.config.disk import DiskConfig
 from nemu.config.net import NetConfig
 from nemu.config.port import PortConfig
+from nemu.config.vsock import VsockConfig
 from nemu.errors import ConfigError
 
 
@@ -251,6 +252,40 @@ def test_a_very_long_value_is_shortened_in_the_message() -> None:
     assert len(refusal(rng="x" * 100_000)) < 200
 
 
+@pytest.mark.parametrize(
+    ("value", "vsock"),
+    [
+        ("cid=3", VsockConfig(3)),
+        ("cid=4294967294,vhostfd=9", VsockConfig(0xFFFF_FFFE, vhostfd=9)),
+        ("cid=5,socket=a,,b", VsockConfig(5, "a,b")),
+        ({"cid": 7, "socket": "s"}, VsockConfig(7, "s")),
+    ],
+)
+def test_a_socket_device_has_an_address_and_a_host_side(value: object, vsock: VsockConfig) -> None:
+    assert machine(vsock=value).vsock == vsock
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("", "must be KEY=VALUE"),
+        ("3", "must be KEY=VALUE"),
+        ("cid=2", "cid must be a whole number from 3 to 4294967294"),
+        ("cid=4294967295", "from 3 to 4294967294"),
+        ("socket=s", "needs cid=N"),
+        ("cid=3,socket=", "socket must be a path"),
+        ("cid=3,socket=s,vhostfd=4", "socket or vhostfd, not both"),
+        ("cid=3,vhostfd=-1", "vhostfd must be"),
+        ("cid=3,port=1", "unknown key port"),
+        (3, "must be text or a table"),
+    ],
+)
+def test_a_wrong_socket_device_is_refused(value: object, problem: str) -> None:
+    message = refusal(vsock=value)
+    assert message.startswith("--vsock ")
+    assert problem in message
+
+
 names = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=20)
 machines = st.builds(
     MachineConfig,
@@ -264,6 +299,7 @@ machines = st.builds(
     ports=st.lists(st.builds(PortConfig, name=names, kind=st.just("file"), path=names), max_size=3).map(
         tuple
     ),
+    vsock=st.none() | st.builds(VsockConfig, cid=st.integers(3, 9), socket=names),
     console=st.builds(ChardevConfig, kind=st.just("file"), path=names),
 )
 

@@ -15,6 +15,7 @@ from nemu.config.chardev import ChardevConfig
 from nemu.config.disk import DiskConfig
 from nemu.config.net import NetConfig
 from nemu.config.port import PortConfig
+from nemu.config.vsock import VsockConfig
 from nemu.errors import ConfigError
 
 
@@ -68,6 +69,19 @@ def test_disks_may_be_an_array_of_tables(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "socket"),
+    [
+        ('"cid=3,socket=s,,t"', "{folder}/s,t"),
+        ('"cid=3,socket=/run/s"', "/run/s"),
+        ('{cid = 3, socket = "s"}', "{folder}/s"),
+    ],
+)
+def test_a_path_among_the_parts_starts_at_the_folder_too(tmp_path: Path, text: str, socket: str) -> None:
+    machine, _ = assemble(config_file.load(written(tmp_path, f"vsock = {text}")))
+    assert machine.vsock == VsockConfig(3, socket.format(folder=tmp_path))
+
+
+@pytest.mark.parametrize(
     ("text", "problem"),
     [
         ("memroy = 1", "unknown key memroy; did you mean memory?"),
@@ -93,6 +107,7 @@ def test_a_wrong_file_is_refused(tmp_path: Path, text: str, problem: str) -> Non
         ("kernel = ''", "vm.toml: kernel '': must be a path"),
         ("disk = [1]", "vm.toml: disk 1: must be text or a table"),
         ("disk = [{path = 1}]", "path must be text"),
+        ("vsock = {cid = 3, socket = 1}", "vm.toml: vsock {'cid': 3, 'socket': 1}: socket must be text"),
         ("net = [[]]", "vm.toml: net []: must be text or a table"),
         ('kernel = "a\\u0000b"', "must not contain a NUL byte"),
     ],

@@ -17,13 +17,14 @@ SOURCE = Path(nemu.__file__).parent
 # The parts that know what runs a machine; nothing below them does.
 _TOP = ("cli", "host", "session", "build")
 _DEVICE_SIDE = (*_TOP, "machine", "report", "kvm", "arch", "boot", "loop", "validate")
-_DEVICES = ("virtio", "devices", "pci", "acpi")
+_DEVICES = ("virtio", "vhost", "devices", "pci", "acpi")
 # Package -> what it must not import.  "" stands for everything of nemu.
 FORBIDDEN = {
     "errors": ("",),
     "interfaces": ("",),
     "syntax": ("",),
     "virtio": _DEVICE_SIDE,
+    "vhost": _DEVICE_SIDE,
     "devices": _DEVICE_SIDE,
     "pci": _DEVICE_SIDE,
     "acpi": _DEVICE_SIDE,

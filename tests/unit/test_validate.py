@@ -14,6 +14,7 @@ from nemu.config.chardev import ChardevConfig
 from nemu.config.disk import DiskConfig
 from nemu.config.net import NetConfig
 from nemu.config.port import PortConfig
+from nemu.config.vsock import VsockConfig
 from nemu.errors import ConfigError
 from nemu.validate import validate
 
@@ -118,6 +119,14 @@ def test_a_descriptor_must_be_open() -> None:
     os.close(descriptor)
     refused = refusal(nets=(NetConfig("fd", fd=descriptor),))
     assert refused == f"--net fd={descriptor}: no such open descriptor was inherited"
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_socket_device_needs_its_place_or_descriptor() -> None:
+    assert refusal(vsock=VsockConfig(3, "no/s")) == "--vsock no/s: there is no directory no"
+    refused = refusal(vsock=VsockConfig(3, vhostfd=1 << 19))
+    assert refused == "--vsock vhostfd=524288: no such open descriptor was inherited"
+    validate(MachineConfig(kernel="kernel", vsock=VsockConfig(3, "s")), RunOptions())
 
 
 @pytest.mark.usefixtures("folder")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nemu.config.disk import DiskConfig
     from nemu.config.net import NetConfig
     from nemu.config.port import PortConfig
+    from nemu.config.vsock import VsockConfig
 
 MIB = syntax.MIB
 MAX_CPUS = 255  # xAPIC ids
@@ -103,6 +104,18 @@ class MachineConfig:
     rng: bool = setting(
         True, Setting("rng", syntax.switch, "on|off", "virtio entropy device (default: on)", device=True)
     )
+    vsock: VsockConfig | None = setting(
+        None,
+        Setting(
+            "vsock",
+            Kind("vsock", "VsockConfig"),
+            "cid=N[,socket=PATH|,vhostfd=N]",
+            "virtio socket device with the guest's address N, of the host kernel (AF_VSOCK) or behind a Unix "
+            "socket",
+            path_keys=("socket",),
+            device=True,
+        ),
+    )
     console: ChardevConfig = setting(
         ChardevConfig("stdio"),
         Setting(
@@ -122,7 +135,7 @@ class MachineConfig:
             "virtio port for a program in the guest, such as an agent, which opens /dev/virtio-ports/NAME; "
             "repeat for more",
             many=True,
-            paths=True,
+            path_keys=("socket", "file"),
         ),
     )
     serial: ChardevConfig = setting(
@@ -153,7 +166,8 @@ class MachineConfig:
                 how: Setting = item.metadata["setting"]
                 if load := getattr(how.read, "load", None):
                     given = values[item.name]
-                    values[item.name] = tuple(map(load, given)) if how.many else load(given)
+                    if given is not None or item.default is not None:
+                        values[item.name] = tuple(map(load, given)) if how.many else load(given)
             return cls(**values)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise ValueError(f"not a machine that nemu wrote ({error})") from None

@@ -28,7 +28,11 @@ class NetConfig(NamedTuple):
                 raise ValueError("must be tap=NAME, fd=N or user")
             value = pairs("user=on" if part == "user" else part for part in parts)
         given = table(
-            value, tap=_tap_name, fd=syntax.integer(0, 1 << 20), user=syntax.switch, mac=syntax.mac_address
+            value,
+            tap=_tap_name,
+            fd=syntax.integer(0, syntax.FD_MAX),
+            user=syntax.switch,
+            mac=syntax.mac_address,
         )
         if not given.pop("user", True):
             raise ValueError("user can only be on")

@@ -18,6 +18,7 @@ class Setting(NamedTuple):
     help: str
     many: bool = False
     paths: bool = False  # names files: relative ones in a configuration file start at its folder
+    path_keys: tuple[str, ...] = ()  # the same for those parts KEY=PATH
     device: bool = False  # each of them takes a slot of the PCI bus
 
 

@@ -26,6 +26,7 @@ KINDS = (
     ("nets", "nets", "Nets"),
     ("rng", "rng", "Rng"),
     ("ports", "ports", "Ports"),
+    ("vsock", "vsock", "Vsock"),
 )
 
 

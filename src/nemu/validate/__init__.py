@@ -23,6 +23,7 @@ KINDS = (
     ("disks", "disks"),
     ("nets", "nets"),
     ("ports", "ports"),
+    ("vsock", "vsock"),
 )
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
-
 from nemu.config.net import NetConfig
 from nemu.errors import ConfigError
+from nemu.validate import paths
 
 
 def check(nets: tuple[NetConfig, ...]) -> None:
     """Raise ConfigError for the first network card that cannot work."""
     for index, net in enumerate(nets):
         if net.backend == "fd":
-            _check_descriptor(net.fd)
+            paths.descriptor("--net", "fd", net.fd)
         for other in nets[:index]:
             if net.backend != "user" and (net.backend, net.tap, net.fd) == (
                 other.backend,
@@ -26,10 +25,3 @@ def check(nets: tuple[NetConfig, ...]) -> None:
 
 def _describe(net: NetConfig) -> str:
     return {"tap": f"tap={net.tap}", "fd": f"fd={net.fd}"}.get(net.backend, net.backend)
-
-
-def _check_descriptor(fd: int) -> None:
-    try:
-        os.fstat(fd)
-    except OSError:
-        raise ConfigError("--net", f"fd={fd}", "no such open descriptor was inherited") from None

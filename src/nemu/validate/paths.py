@@ -23,6 +23,14 @@ def readable(option: str, path: str) -> os.stat_result:
     return found
 
 
+def descriptor(option: str, key: str, fd: int) -> None:
+    """Raise ConfigError unless ``fd``, given as ``key=fd``, is open."""
+    try:
+        os.fstat(fd)
+    except OSError:
+        raise ConfigError(option, f"{key}={fd}", "no such open descriptor was inherited") from None
+
+
 def output(option: str, path: str) -> None:
     """Raise ConfigError unless ``path`` can be written or made."""
     if os.path.isdir(path):

@@ -37,6 +37,7 @@ _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def run(config: MachineConfig, options: RunOptions) -> int:
     """Run ``config`` in an emulated host; gives the exit status.  Raises ConfigError and HostError."""
     _refuse_taps(config)
+    _refuse_vsock(config)
     with ExitStack() as stack:
         _lock_disks(config, stack)
         files = {f"{INSIDE}/{name}": path for name in ("kernel", "initrd") if (path := getattr(config, name))}
@@ -52,6 +53,14 @@ def _refuse_taps(config: MachineConfig) -> None:
             raise ConfigError(
                 "--net", value, "the emulated host cannot reach it; use --net user, or a host with KVM"
             )
+
+
+def _refuse_vsock(config: MachineConfig) -> None:
+    if config.vsock:
+        value = f"cid={config.vsock.cid}"
+        raise ConfigError(
+            "--vsock", value, "nothing here could reach it in the emulated host; use a host with KVM"
+        )
 
 
 def _lock_disks(config: MachineConfig, stack: ExitStack) -> None:
