@@ -7,6 +7,7 @@ What it writes to standard error is read as it comes, the end of it kept to expl
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import select
 import signal
@@ -20,7 +21,7 @@ from nemu.interfaces import EventLoop
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STARTS, STARTS_SECONDS = 5, 60.0  # more in that time, and it is given up
 GRACE = 2.0  # seconds between SIGTERM and SIGKILL
-_SAID = 4096  # bytes of its last words
+_SAID, _LINE = 4096, 300  # bytes of what it said last, characters of it in a message
 _FIRST_FD = 3
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -52,9 +53,7 @@ class Child:
         self.kill()
         now = time.monotonic()
         if len(self._starts) == STARTS and now - self._starts[0] < STARTS_SECONDS:
-            raise HostError(
-                f"{self.name}: {self._argv[0]} has ended {STARTS} times in a minute{self.last_words()}"
-            )
+            raise HostError(f"{self._argv[0]} has ended {STARTS} times in a minute ({self.last_words()})")
         self._starts.append(now)
         self._said = b""
         program = _find(self._argv[0])
@@ -100,10 +99,15 @@ class Child:
             os._exit(127)
 
     def last_words(self) -> str:
-        """``": text"`` with the last line that it wrote to standard error, "" if there is none."""
+        """The last line that it wrote to standard error, without arguments that it repeats; "" for none."""
         self._listen()
         lines = [line.strip() for line in self._said.decode(errors="replace").splitlines() if line.strip()]
-        return f": {lines[-1][:300]}" if lines else ""
+        if not lines:
+            return ""
+        last = lines[-1]
+        for option, value in itertools.pairwise(self._argv):
+            last = last.replace(f"{option} {value}: ", "")
+        return last[:_LINE]
 
     def kill(self) -> None:
         """End it at once, if it runs."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from nemu.peripherals.kind import Peripheral, Run, warn
 from nemu.virtio.net import VirtioNet, stable_mac
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from nemu.backends.passt import Passt
     from nemu.config.net import NetConfig
     from nemu.machine import Machine
+    from nemu.vhost.user.net import VhostUserNet
     from nemu.virtio.device import VirtioDevice
 
 
@@ -23,7 +24,11 @@ class Nets(Peripheral):
         self._starting: list[Passt] = []
         self._ports = [self._open_port(net) for net in run.config.nets]
 
-    def _open_port(self, net: NetConfig) -> NetBackend:
+    def _open_port(self, net: NetConfig) -> NetBackend | VhostUserNet:
+        if net.backend == "vhost-user":
+            from nemu.vhost.user.net import VhostUserNet
+
+            return self._keep(VhostUserNet(net.socket, self._loop, warn))
         if net.backend == "user":
             from nemu.backends.passt import Passt
 
@@ -41,4 +46,8 @@ class Nets(Peripheral):
     def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
         for number, (config, port) in enumerate(zip(self._config.nets, self._ports, strict=True)):
             mac = bytes.fromhex(config.mac.replace(":", "")) or stable_mac(f"{port.name} {number}")
-            yield VirtioNet(f"virtio-net{number}", port, mac, machine.loop, warn)
+            name = f"virtio-net{number}"
+            if config.backend == "vhost-user":
+                yield cast("VhostUserNet", port).device(name, mac, machine.ram)
+            else:
+                yield VirtioNet(name, cast("NetBackend", port), mac, machine.loop, warn)

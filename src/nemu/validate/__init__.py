@@ -23,6 +23,7 @@ KINDS = (
     ("disks", "disks"),
     ("nets", "nets"),
     ("ports", "ports"),
+    ("vhost_users", "vhost_users"),
     ("vsock", "vsock"),
 )
 

@@ -12,16 +12,15 @@ def check(nets: tuple[NetConfig, ...]) -> None:
     for index, net in enumerate(nets):
         if net.backend == "fd":
             paths.descriptor("--net", "fd", net.fd)
+        if net.backend == "vhost-user":
+            paths.listening("--net", _describe(net), net.socket)
         for other in nets[:index]:
-            if net.backend != "user" and (net.backend, net.tap, net.fd) == (
-                other.backend,
-                other.tap,
-                other.fd,
-            ):
-                raise ConfigError("--net", _describe(net), "is given twice; a tap serves one network card")
+            if net.backend != "user" and net._replace(mac=other.mac) == other:
+                raise ConfigError("--net", _describe(net), "is given twice; it serves one network card")
             if net.mac and net.mac == other.mac:
                 raise ConfigError("--net", _describe(net), f"mac={net.mac} is given twice")
 
 
 def _describe(net: NetConfig) -> str:
-    return {"tap": f"tap={net.tap}", "fd": f"fd={net.fd}"}.get(net.backend, net.backend)
+    values = {"tap": f"tap={net.tap}", "fd": f"fd={net.fd}", "vhost-user": f"vhost-user={net.socket}"}
+    return values.get(net.backend, net.backend)

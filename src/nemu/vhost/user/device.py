@@ -6,7 +6,7 @@ eventfd to the back end, and the back end's interrupts to the guest by KVM's irq
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from nemu.memory import GuestRam
 from nemu.vhost.user.frontend import Frontend
@@ -16,7 +16,7 @@ from nemu.virtio.device import Transport, VirtioDevice
 from nemu.virtio.queue import Queue
 
 # 2.2: the feature bits of a device type
-_DEVICE_FEATURES = (1 << 24) - 1 | (1 << 64) - (1 << 50)
+DEVICE_FEATURES = (1 << 24) - 1 | (1 << 64) - (1 << 50)
 # The configuration fields that a driver may write, where the type has few; a back end may take a write to
 # any other for an error, and end.
 _WRITABLE = {
@@ -29,8 +29,9 @@ _WRITABLE = {
 class VhostUserDevice(VirtioDevice):
     """Type ``device_id`` (virtio 1.2, section 5) with ``queues`` queues of ``queue_size``.
 
-    ``config`` is the configuration space where it is ours and not the back end's; ``features`` are those of
-    the device type that we can do, of which the back end's are offered.
+    ``own`` are the fields of the configuration space that are ours and not the back end's: their offsets and
+    bytes.  ``features`` are those of the device type that we can do, of which the back end's are offered,
+    and ``own_features`` what we do ourselves.
     """
 
     def __init__(
@@ -42,20 +43,27 @@ class VhostUserDevice(VirtioDevice):
         *,
         queues: int,
         queue_size: int,
-        config: bytes | None = None,
-        features: int = _DEVICE_FEATURES,
+        own: Mapping[int, bytes] | None = None,
+        features: int = DEVICE_FEATURES,
+        own_features: int = 0,
     ) -> None:
-        super().__init__(name, frontend.info.config if config is None else config)
+        self._own = own or {}
+        super().__init__(name, self._merge(frontend.info.config))
         self.device_id = device_id
         self.queue_sizes = (queue_size,) * queues
-        self.features = frontend.info.features & features & _DEVICE_FEATURES
+        self.features = frontend.info.features & features & DEVICE_FEATURES | own_features
         self.ring_features = frontend.info.features & (F_INDIRECT_DESC | F_EVENT_IDX)
         self._frontend = frontend
         self._ram = ram
-        self._own_config = config is not None
         self._transport: Transport | None = None
         frontend.user = self
         ram.watch(frontend.memory_changed)
+
+    def _merge(self, config: bytes) -> bytes:
+        merged = bytearray(config)
+        for offset, field in self._own.items():
+            merged[offset : offset + len(field)] = field
+        return bytes(merged)
 
     def activate(self, features: int, queues: tuple[Queue | None, ...], transport: Transport) -> None:
         self._transport = transport
@@ -73,15 +81,15 @@ class VhostUserDevice(VirtioDevice):
 
     def write_config(self, offset: int, width: int, value: int) -> None:
         writable = _WRITABLE.get(self.device_id, range(len(self.config)))
-        if self._own_config or offset not in writable or offset + width - 1 not in writable:
-            return
-        self.config[offset : offset + width] = value.to_bytes(width, "little")
-        self._frontend.write_config(offset, width, value)
+        if offset in writable and offset + width - 1 in writable:
+            self.config[offset : offset + width] = value.to_bytes(width, "little")
+            self._frontend.write_config(offset, width, value)
 
     def config_read(self, config: bytes) -> None:
         """Frontend's User: the back end's configuration space has changed, or a new back end has its own."""
-        if not self._own_config and config != self.config:
-            self.config[:] = config
+        merged = self._merge(config)
+        if merged != self.config:
+            self.config[:] = merged
             if self._transport:
                 self._transport.config_changed()
 

@@ -7,7 +7,6 @@ import socket
 from typing import TYPE_CHECKING
 
 from nemu.errors import HostError
-from nemu.vhost.user.message import BackendError
 
 if TYPE_CHECKING:
     from nemu.backends.child import Child
@@ -38,8 +37,8 @@ class SocketEndpoint:
     def alarm(self) -> int:
         return -1
 
-    def verdict(self, error: HostError) -> HostError:
-        return error
+    def last_words(self) -> str:
+        return ""
 
     def lost(self) -> None:
         """It is not ours to end."""
@@ -106,8 +105,8 @@ class ChildEndpoint:
     def alarm(self) -> int:
         return self._child.pidfd
 
-    def verdict(self, error: HostError) -> HostError:
-        return BackendError(f"{error}{self._child.last_words()}")
+    def last_words(self) -> str:
+        return self._child.last_words()
 
     def lost(self) -> None:
         self._child.kill()

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from nemu.errors import GuestError, HostError
+from nemu.errors import ConfigError, GuestError, HostError, NemuError
 from nemu.interfaces import EventLoop, Timer
 from nemu.memory import Region
 from nemu.vhost.user import message, resume, script
@@ -46,8 +46,8 @@ class Endpoint(Protocol):
         """A descriptor that is readable when the program behind it has ended, -1 for none."""
         ...
 
-    def verdict(self, error: HostError) -> HostError:
-        """Why it is lost: ``error``, or what the program said before it ended."""
+    def last_words(self) -> str:
+        """What the program said last, "" for nothing."""
         ...
 
     def lost(self) -> None:
@@ -66,7 +66,7 @@ class User(Protocol):
 
 
 class Frontend:
-    """Owns ``endpoint``.  ``open`` first; then ``info`` says what the back end is.
+    """Owns ``endpoint``.  ``begin`` and ``open`` first; then ``info`` says what the back end is.
 
     ``config_size`` as in script.Wish.  ``in_order``: back ends of this kind complete requests in their
     order, and to do one again does no harm (network cards).  ``force_inflight``: set INFLIGHT_SHMFD though
@@ -108,38 +108,51 @@ class Frontend:
         self._delay = FIRST_RETRY
         self._missed = False  # the user knows that the back end is lost
         self._losses: deque[float] = deque(maxlen=LOSSES)
-        self._failed: HostError | None = None  # given up
+        self._failed: NemuError | None = None  # given up
 
     # --- before the guest runs, and between machines ---------------------------------------------
 
-    def open(self) -> None:
-        """Connect and wait for the handshake, the first time; later see that it comes by itself.
+    def begin(self) -> None:
+        """Connect, and start the program if it is ours, without waiting.  For ``open`` to go on."""
+        try:
+            self._channel_on(self._endpoint.connect())
+        except OSError as error:
+            self._failed = ConfigError(self._endpoint.name, "", f"cannot connect: {error.strerror}")
+        except HostError as error:
+            self._failed = error
 
-        Raises HostError, the first time only.
+    def open(self) -> None:
+        """Wait for the handshake, the first time; later see that it comes by itself.
+
+        Raises ConfigError and HostError, the first time only.
         """
         if self._opened:
             if not (self._channel or self._timer or self._failed):
                 self._connect()
             return
-        self._shake_hands()
-        if self._failed and self._forced:  # this back end has it neither way
+        if not (self._channel or self._failed):
+            self.begin()
+        self._wait_for_hands()
+        if self._failed and self._forced:
+            # It may be the feature that it does not offer; without it a lost request stops the device.
             self._forced, self._failed = 0, None
-            self._shake_hands()
+            self.begin()
+            self._wait_for_hands()
         if self._failed:
             raise self._failed
         self._opened = True
 
-    def _shake_hands(self) -> None:
-        try:
-            self._channel_on(self._endpoint.connect())
-        except OSError as error:
-            self._failed = HostError(f"{self._endpoint.name}: cannot connect: {error.strerror}")
-            return
-        channel = self._channel
-        assert channel
-        channel.wait(watched=self._endpoint.alarm())
+    def _wait_for_hands(self) -> None:
+        if self._channel:
+            self._channel.wait(watched=self._endpoint.alarm())
         if not self._up and not self._failed:
             self._lost(BackendError("has ended"))
+
+    def need_queues(self, count: int) -> None:
+        """Raises ConfigError unless the back end has them; of a type with a fixed number it need not say."""
+        if self.info.protocol & message.P_MQ and self.info.queues < count:
+            problem = f"the back end has {self.info.queues} queues, {count} are needed"
+            raise ConfigError(self._endpoint.name, "", problem)
 
     def drain(self) -> None:
         """Wait until the back end has let go of the machine that ended.  Not while the loop runs."""
@@ -166,7 +179,7 @@ class Frontend:
         active.errors = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._loop.add_reader(active.errors, partial(self._ring_error, active))
         if self._failed:
-            active.transport.stop(self._failed)
+            active.transport.stop(HostError(str(self._failed)))
         elif self._up:
             self._start(active)
 
@@ -256,22 +269,21 @@ class Frontend:
 
     def _lost(self, error: HostError) -> None:
         """The session is over, for a reason that nobody wanted."""
-        error = self._endpoint.verdict(error)
+        words = self._endpoint.last_words()
         self._forget_session()
         self._endpoint.lost()
         if not self._opened:
-            self._failed = HostError(f"{self._endpoint.name}: the back end {error}")
+            self._failed = ConfigError(self._endpoint.name, "", words or f"the back end {error}")
             return
         if not self._missed:
+            reason = f"the back end {error}" + (f" ({words})" if words else "")
             now = time.monotonic()
             self._losses.append(now)
             if len(self._losses) == LOSSES and now - self._losses[0] < LOSSES_SECONDS:
-                self._give_up(
-                    HostError(f"the back end {error}, {LOSSES} times in {LOSSES_SECONDS:.0f} seconds")
-                )
+                self._give_up(HostError(f"{reason}, {LOSSES} times in {LOSSES_SECONDS:.0f} seconds"))
                 return
             self._missed = True
-            self._warn(f"{self._endpoint.name}: the back end {error}; the device waits for it to return")
+            self._warn(f"{self._endpoint.name}: {reason}; the device waits for it to return")
         self._retry()
 
     def _retry(self) -> None:
