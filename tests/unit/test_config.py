@@ -15,6 +15,7 @@ from nemu.config import MIB, Given, MachineConfig, RunOptions, assemble, setting
 from nemu.config import machine as machine_config
 from nemu.config.chardev import ChardevConfig
 from nemu.config.disk import DiskConfig
+from nemu.config.fs import FsConfig
 from nemu.config.net import NetConfig
 from nemu.config.port import PortConfig
 from nemu.config.vsock import VsockConfig
@@ -238,6 +239,40 @@ def test_a_wrong_port_is_refused(value: object, problem: str) -> None:
     assert problem in message
 
 
+@pytest.mark.parametrize(
+    ("value", "fs"),
+    [
+        ("tag=t,dir=/d", FsConfig("t", dir="/d")),
+        ("dir=a,,b,tag=t,readonly=on,cache=never", FsConfig("t", dir="a,b", readonly=True, cache="never")),
+        ("tag=t,socket=s", FsConfig("t", socket="s")),
+        ({"tag": "t", "dir": "d", "readonly": True}, FsConfig("t", dir="d", readonly=True)),
+    ],
+)
+def test_a_file_system_has_a_tag_and_a_place(value: object, fs: FsConfig) -> None:
+    assert machine(fs=[value]).filesystems == (fs,)
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("t", "'t' must be KEY=VALUE"),
+        ("tag=t", "must be tag=TAG with socket=SOCKET or dir=DIR"),
+        ("dir=d", "must be tag=TAG with"),
+        ("tag=t,dir=d,socket=s", "must be tag=TAG with"),
+        ("tag=t,socket=s,readonly=on", "has its own"),
+        ("tag=t,dir=d,cache=none", "cache must be auto, always or never"),
+        ("tag=,dir=d", "tag must have 1 to 36 bytes"),
+        ("tag=" + "ä" * 19 + ",dir=d", "tag must have 1 to 36 bytes"),
+        ("tag=t,dir=", "dir must be a path"),
+        ("tag=t,dax=on,dir=d", "unknown key dax"),
+    ],
+)
+def test_a_wrong_file_system_is_refused(value: object, problem: str) -> None:
+    message = refusal(fs=[value])
+    assert message.startswith("--fs ")
+    assert problem in message
+
+
 @pytest.mark.parametrize("text", ["nan", "inf", "-1", "", "1s", "1e999"])
 def test_a_wrong_timeout_is_refused(text: str) -> None:
     assert "must be a number of seconds" in refusal(timeout=text)
@@ -299,6 +334,7 @@ machines = st.builds(
     ports=st.lists(st.builds(PortConfig, name=names, kind=st.just("file"), path=names), max_size=3).map(
         tuple
     ),
+    filesystems=st.lists(st.builds(FsConfig, tag=names, dir=names), max_size=3).map(tuple),
     vsock=st.none() | st.builds(VsockConfig, cid=st.integers(3, 9), socket=names),
     console=st.builds(ChardevConfig, kind=st.just("file"), path=names),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from nemu.boot import loader
 from nemu.config import MachineConfig, RunOptions
 from nemu.config.chardev import ChardevConfig
 from nemu.config.disk import DiskConfig
+from nemu.config.fs import FsConfig
 from nemu.config.net import NetConfig
 from nemu.config.port import PortConfig
 from nemu.config.vsock import VsockConfig
@@ -134,6 +136,21 @@ def test_both_consoles_cannot_have_the_same_place() -> None:
     assert "add --console null" in refusal(serial=ChardevConfig("stdio"))
     log = ChardevConfig("file", "log")
     assert "the console writes to this file" in refusal(console=log, serial=log)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_file_system_needs_a_directory_or_a_daemon_of_its_own() -> None:
+    assert (
+        refusal(filesystems=(FsConfig("t", dir="none"),)) == "--fs tag=t dir=none: no such file or directory"
+    )
+    assert refusal(filesystems=(FsConfig("t", dir="disk"),)) == "--fs tag=t dir=disk: must be a directory"
+    assert refusal(filesystems=(FsConfig("t", socket="disk"),)).endswith("is no socket")
+    assert "tag=t: is given twice" in refusal(filesystems=(FsConfig("t", dir="."), FsConfig("t", dir="/")))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("s")
+        twice = (FsConfig("a", socket="s"), FsConfig("b", socket="./s"))
+        assert "a virtiofsd serves one device" in refusal(filesystems=twice)
+    validate(MachineConfig(kernel="kernel", filesystems=(FsConfig("t", dir="."),)), RunOptions())
 
 
 @pytest.mark.usefixtures("folder")

@@ -13,7 +13,7 @@ import select
 import signal
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from nemu.errors import HostError
 from nemu.interfaces import EventLoop
@@ -31,11 +31,19 @@ class Child:
     """``argv[0]`` with ``argv``, not yet running; ``fds`` become its descriptors 3, 4, ...
 
     ``name`` is the option that wants it, for messages; ``package`` is what to install when it is missing.
+    ``prepare`` is called in the new process just before it becomes the program, and may raise OSError.
     All calls in the main thread: when the thread that started it ends, the child ends.
     """
 
     def __init__(
-        self, name: str, argv: Sequence[str], fds: Sequence[int], loop: EventLoop, *, package: str
+        self,
+        name: str,
+        argv: Sequence[str],
+        fds: Sequence[int],
+        loop: EventLoop,
+        *,
+        package: str,
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
         self.pidfd = -1  # readable when it has ended; -1 when it was not started
@@ -43,6 +51,7 @@ class Child:
         self._fds = list(fds)
         self._loop = loop
         self._package = package
+        self._prepare = prepare
         self._pid = 0
         self._stderr = -1
         self._said = b""
@@ -92,6 +101,7 @@ class Child:
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them
                 signal.signal(number, signal.SIG_DFL)
+            self._prepare()
             os.execv(program, self._argv)
         except OSError as error:
             os.write(2, f"{program}: {error.strerror}\n".encode())

@@ -16,6 +16,7 @@ from nemu.errors import ConfigError
 
 if TYPE_CHECKING:
     from nemu.config.disk import DiskConfig
+    from nemu.config.fs import FsConfig
     from nemu.config.net import NetConfig
     from nemu.config.port import PortConfig
     from nemu.config.vhost_user import VhostUserConfig
@@ -115,6 +116,19 @@ class MachineConfig:
             "repeat for more",
             many=True,
             path_keys=("socket",),
+            device=True,
+        ),
+    )
+    filesystems: tuple[FsConfig, ...] = setting(
+        (),
+        Setting(
+            "fs",
+            Kind("fs", "FsConfig"),
+            "tag=TAG,dir=DIR[,readonly=on|off][,cache=auto|always|never]|tag=TAG,socket=SOCKET",
+            "virtio file system that the guest mounts as TAG (type virtiofs): the directory DIR, by a "
+            "virtiofsd that nemu starts, or what the virtiofsd at SOCKET shares; repeat for more",
+            many=True,
+            path_keys=("dir", "socket"),
             device=True,
         ),
     )

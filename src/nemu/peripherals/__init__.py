@@ -25,6 +25,7 @@ KINDS = (
     ("disks", "disks", "Disks"),
     ("nets", "nets", "Nets"),
     ("vhost_users", "vhost_users", "VhostUsers"),
+    ("filesystems", "filesystems", "Filesystems"),
     ("rng", "rng", "Rng"),
     ("ports", "ports", "Ports"),
     ("vsock", "vsock", "Vsock"),
