@@ -14,9 +14,9 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from nemu.errors import HostError
-from nemu.interfaces import EventLoop
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STARTS, STARTS_SECONDS = 5, 60.0  # more in that time, and it is given up
@@ -25,6 +25,14 @@ _SAID, _LINE = 4096, 300  # bytes of what it said last, characters of it in a me
 _FIRST_FD = 3
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Watcher(Protocol):
+    """What a Child wants of an event loop."""
+
+    def add_reader(self, fd: int, callback: Callable[[], None]) -> None: ...
+
+    def remove_reader(self, fd: int) -> None: ...
 
 
 class Child:
@@ -40,7 +48,7 @@ class Child:
         name: str,
         argv: Sequence[str],
         fds: Sequence[int],
-        loop: EventLoop,
+        loop: Watcher,
         *,
         package: str,
         prepare: Callable[[], None] = lambda: None,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from collections.abc import Sequence
 
 PLACE = "/tmp"  # there is one everywhere, and the program needs nothing in it
 CLONE_NEWNS, CLONE_NEWUSER = 0x0002_0000, 0x1000_0000  # linux/sched.h
@@ -27,6 +28,26 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def show_alone(directory: str, *, readonly: bool) -> None:
     """Give this process, which has one thread, a namespace with ``directory`` at PLACE.  Raises OSError."""
+    _enter_namespace()
+    _attach(_copy(directory, readonly), PLACE)
+    if os.path.realpath(directory) == "/":
+        _hide_host(PLACE)
+
+
+def show_numbered(directories: Sequence[tuple[str, bool]]) -> None:
+    """The same with several (path, whether read-only), at PLACE/0, PLACE/1, ...  Raises OSError."""
+    _enter_namespace()
+    copies = [_copy(directory, readonly) for directory, readonly in directories]
+    _check(_libc.mount(b"none", PLACE.encode(), b"tmpfs", 0, b"mode=755"), "mount a tmpfs")
+    for number, ((directory, _), copy) in enumerate(zip(directories, copies, strict=True)):
+        place = f"{PLACE}/{number}"
+        os.mkdir(place)
+        _attach(copy, place)
+        if os.path.realpath(directory) == "/":
+            _hide_host(place)
+
+
+def _enter_namespace() -> None:
     user, group = os.geteuid(), os.getegid()
     if user:
         _check(_libc.unshare(CLONE_NEWUSER | CLONE_NEWNS), "make a user namespace")
@@ -37,21 +58,29 @@ def show_alone(directory: str, *, readonly: bool) -> None:
         _check(_libc.unshare(CLONE_NEWNS), "make a mount namespace")
     # Nothing of this reaches the host, and what is unmounted there goes here too.
     _check(_libc.mount(b"none", b"/", None, MS_REC | MS_SLAVE, None), "make mounts private")
-    path = os.fsencode(directory)
-    tree = _call(OPEN_TREE, AT_FDCWD, path, OPEN_TREE_CLONE | os.O_CLOEXEC | AT_RECURSIVE)
+
+
+def _copy(directory: str, readonly: bool) -> int:
+    """A descriptor of a copy of the mounts at and below ``directory``."""
+    tree = _call(OPEN_TREE, AT_FDCWD, os.fsencode(directory), OPEN_TREE_CLONE | os.O_CLOEXEC | AT_RECURSIVE)
     _check(tree, f"share {directory}")
     if readonly:
         attributes = _ATTRIBUTES.pack(MOUNT_ATTR_RDONLY, 0, 0, 0)
         flags = AT_EMPTY_PATH | AT_RECURSIVE
         done = _call(MOUNT_SETATTR, tree, b"", flags, attributes, len(attributes))
         _check(done, f"share {directory} read-only")
-    _check(
-        _call(MOVE_MOUNT, tree, b"", AT_FDCWD, PLACE.encode(), MOVE_MOUNT_F_EMPTY_PATH), f"share {directory}"
-    )
+    return tree
+
+
+def _attach(tree: int, place: str) -> None:
+    moved = _call(MOVE_MOUNT, tree, b"", AT_FDCWD, place.encode(), MOVE_MOUNT_F_EMPTY_PATH)
+    _check(moved, f"mount at {place}")
     os.close(tree)
-    if os.path.realpath(directory) == "/":
-        for name in _OF_THE_HOST:  # in a user namespace they stay, as the kernel keeps mounts together there
-            _libc.umount2(f"{PLACE}/{name}".encode(), MNT_DETACH)
+
+
+def _hide_host(root: str) -> None:
+    for name in _OF_THE_HOST:  # in a user namespace they stay, as the kernel keeps mounts together there
+        _libc.umount2(f"{root}/{name}".encode(), MNT_DETACH)
 
 
 def _call(number: int, *arguments: int | bytes) -> int:

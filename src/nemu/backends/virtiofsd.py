@@ -7,16 +7,11 @@ root is the shared directory.
 from __future__ import annotations
 
 import os
-from functools import partial
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from nemu.backends import mounts
-from nemu.backends.child import Child
+from nemu.backends.child import Child, Watcher
 from nemu.errors import HostError
-
-if TYPE_CHECKING:
-    from nemu.config.fs import FsConfig
-    from nemu.interfaces import EventLoop
 
 PROGRAM = "virtiofsd"
 # Nobody types its name, so that distributions keep it out of the PATH.
@@ -30,14 +25,14 @@ def find() -> str:
     return next((path for place in places if os.access(path := f"{place}/{PROGRAM}", os.X_OK)), "")
 
 
-def daemon(config: FsConfig, listener: int, loop: EventLoop) -> Child:
-    """A virtiofsd that serves ``config.dir`` to whoever connects to ``listener``.  Raises HostError."""
+def daemon(name: str, show: Callable[[], None], cache: str, listener: int, loop: Watcher) -> Child:
+    """A virtiofsd for ``name`` (see Child) that serves what ``show`` mounts (see ``mounts``) to whoever
+    connects to ``listener``.  Raises HostError."""
     program = find()
     if not program:
-        raise HostError(f"{config.option}: {_NO_PROGRAM}")
-    argv = arguments(program, _help(program), config.cache, 3, root=os.geteuid() == 0)
-    prepare = partial(mounts.show_alone, config.dir, readonly=config.readonly)
-    return Child(config.option, argv, [listener], loop, package=PROGRAM, prepare=prepare)
+        raise HostError(f"{name}: {_NO_PROGRAM}")
+    argv = arguments(program, _help(program), cache, 3, root=os.geteuid() == 0)
+    return Child(name, argv, [listener], loop, package=PROGRAM, prepare=show)
 
 
 def arguments(program: str, usage: str, cache: str, listener: int, *, root: bool) -> list[str]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from fakes.loop import FakeLoop
 from nemu.backends import virtiofsd
-from nemu.config.fs import FsConfig
 from nemu.errors import HostError
 
 # What the two programs of this name say of themselves.
@@ -36,7 +36,7 @@ def test_the_program_in_rust_takes_others(usage: str) -> None:
 def test_no_program_is_an_error_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(virtiofsd, "find", lambda: "")
     with pytest.raises(HostError, match=r"--fs tag=t: virtiofsd is not installed; try: apt install"):
-        virtiofsd.daemon(FsConfig("t", dir="/"), 3, None)  # type: ignore[arg-type]
+        virtiofsd.daemon("--fs tag=t", lambda: None, "auto", 3, FakeLoop())
 
 
 _LOOK = """

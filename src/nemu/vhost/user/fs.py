@@ -63,11 +63,15 @@ class VhostUserFs:
 
 
 def _daemon(config: FsConfig, loop: EventLoop) -> ChildEndpoint:
+    from functools import partial
+
+    from nemu.backends import mounts
     from nemu.backends.virtiofsd import daemon
 
     listener = PrivateListener()
     try:
-        return ChildEndpoint(daemon(config, listener.fd, loop), listener)
+        show = partial(mounts.show_alone, config.dir, readonly=config.readonly)
+        return ChildEndpoint(daemon(config.option, show, config.cache, listener.fd, loop), listener)
     except BaseException:
         listener.close()
         raise
