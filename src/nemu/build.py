@@ -70,7 +70,7 @@ def _assemble(machine: Machine, config: MachineConfig, peripherals: Peripherals)
 
     slots.drop_writes((board.ecam + register for register in host.inert_registers()), width=4)
 
-    board.boot(ram, vcpus[0])
+    board.boot(ram, vcpus[0], peripherals.initramfs)
     for index, vcpu in enumerate(vcpus):
         machine.vcpus.append(
             VcpuThread(index, vcpu, memory_bus=bus, port_bus=ports, lock=machine.lock, failed=machine.fail)

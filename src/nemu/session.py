@@ -10,10 +10,11 @@ import gc
 import signal
 import sys
 import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
 from nemu.build import build
-from nemu.errors import GuestCrashError
+from nemu.errors import GuestCrashError, HostError
 from nemu.kvm.vcpu import KICK_SIGNAL
 from nemu.loop import Loop
 from nemu.machine import Machine, Outcome
@@ -22,6 +23,7 @@ from nemu.report import Report
 
 if TYPE_CHECKING:
     from nemu.config import MachineConfig, RunOptions
+    from nemu.peripherals.command import Command
 
 STATUS = {
     Outcome.POWER_OFF: 0,
@@ -30,6 +32,7 @@ STATUS = {
     Outcome.TIMEOUT: 4,
     Outcome.KILLED: 128 + signal.SIGTERM,
 }
+_PATIENCE = 2  # signals that a command may take as it likes
 # Outcomes that nobody asked for: one line on standard error says what happened.
 _UNEXPECTED = {Outcome.PANIC, Outcome.TIMEOUT}
 
@@ -60,10 +63,12 @@ class Session:
         self._lock = threading.RLock()
         self.loop = Loop(self._lock)
         self._machine: Machine | None = None
-        self._asked = False
+        self._asked = 0  # signals that asked for the end, and which one was the last
+        self._last_signal = 0
         self._report = Report()
         self._last_words: list[str] = []
         self._console_opened = False
+        self._command: Command | None = None
 
     def run(self) -> int:
         outcome = None
@@ -74,7 +79,17 @@ class Session:
             if self._options.report:
                 self._report.write(self._options.report, outcome)
         self._explain(outcome)
-        return STATUS[outcome]
+        return self._status_of_command(self._command, outcome) if self._command else STATUS[outcome]
+
+    def _status_of_command(self, command: Command, outcome: Outcome) -> int:
+        """Its exit status, or what a shell would make of its end."""
+        if command.status is not None:
+            return command.status
+        if outcome in _UNEXPECTED:
+            return STATUS[outcome]
+        if self._last_signal:
+            return 128 + self._last_signal
+        raise HostError(command.problem)
 
     def _explain(self, outcome: Outcome) -> None:
         """Say what nobody asked for, and what the guest itself could not say."""
@@ -88,15 +103,16 @@ class Session:
 
     def _run(self) -> Outcome:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            self.loop.on_signal(number, self._on_terminate)
+            self.loop.on_signal(number, partial(self._on_terminate, number))
         self.loop.on_signal(KICK_SIGNAL, lambda: None)
         peripherals = Peripherals(self._config, self.loop, self.leave)
+        self._command = peripherals.command
         try:
             if self._options.timeout:
                 self.loop.call_later(self._options.timeout, lambda: self._finish(Outcome.TIMEOUT))
             while True:
                 outcome = self._run_machine(peripherals)
-                if outcome is not Outcome.RESET:
+                if outcome is not Outcome.RESET or self._command:  # which must not run twice
                     return outcome
         finally:
             peripherals.close()
@@ -119,14 +135,19 @@ class Session:
 
     def leave(self) -> None:
         """The user typed Ctrl-A X."""
+        self._last_signal = signal.SIGINT
         self._finish(Outcome.QUIT)
 
-    def _on_terminate(self) -> None:
-        """Ask the guest to power off; the second time, do not ask."""
-        if self._asked or self._machine is None:
+    def _on_terminate(self, number: int) -> None:
+        """Pass the signal on to the command, or ask the guest to power off; not for ever."""
+        self._last_signal = number
+        self._asked += 1
+        if self._command:
+            if self._asked > _PATIENCE or not self._command.signal(number):
+                self._finish(Outcome.KILLED)
+        elif self._asked > 1 or self._machine is None:
             self._finish(Outcome.KILLED)
         else:
-            self._asked = True
             self._machine.power_button()
 
     def _finish(self, outcome: Outcome) -> None:

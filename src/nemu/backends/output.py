@@ -34,6 +34,7 @@ class Output:
         self._failed = failed
         self._pending = bytearray()
         self._owes_room = False
+        self._written: Callable[[], None] | None = None
         self._broken = False
 
     def write(self, data: memoryview) -> int:
@@ -50,6 +51,13 @@ class Output:
         self._pending += data[direct : direct + queued]
         self._owes_room = direct + queued < len(data)
         return direct + queued
+
+    def when_written(self, done: Callable[[], None]) -> None:
+        """Call ``done`` in a later turn of the loop, once nothing that was taken waits any more."""
+        if self._pending:
+            self._written = done
+        else:
+            self._loop.call_soon(done)
 
     def close(self, drain_seconds: float = DRAIN_SECONDS) -> None:
         """Close ``fd``, after a last short try to deliver what a slow reader has not taken yet."""
@@ -70,6 +78,9 @@ class Output:
         del self._pending[: self._write(self._pending)]
         if not self._pending:
             self._loop.remove_writer(self.fd)
+            if self._written:
+                self._loop.call_soon(self._written)
+                self._written = None
         if self._owes_room and len(self._pending) <= BUFFER_SIZE // 2:
             self._owes_room = False
             self._room()

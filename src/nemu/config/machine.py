@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemu import syntax
 from nemu.config.chardev import CONSOLE, SERIAL, ChardevConfig, ChardevReader
+from nemu.config.command import CommandReader, variable
 from nemu.config.setting import Given, Kind, Setting, setting
 from nemu.errors import ConfigError
 
@@ -180,6 +181,48 @@ class MachineConfig:
         ),
     )
 
+    command: tuple[str, ...] = setting(
+        (),
+        Setting(
+            "command",
+            CommandReader(),
+            "COMMAND...",
+            "run COMMAND in a throwaway guest whose root is this host's; nemu's exit status is the command's",
+            words=True,
+        ),
+    )
+    root: str = setting(
+        "",
+        Setting(
+            "root", syntax.path, "DIR", "the command's root directory (default: this host's, /)", paths=True
+        ),
+    )
+    rw: bool = setting(
+        False,
+        Setting(
+            "rw",
+            syntax.switch,
+            "on|off",
+            "let the command write to that directory; else what it writes goes with the guest (default: off)",
+            flag=True,
+        ),
+    )
+    directory: str = setting(  # "": settled from where nemu is run
+        "",
+        Setting("cwd", syntax.path, "DIR", "the command's directory in its root (default: the current one)"),
+    )
+    env: tuple[str, ...] = setting(
+        (),
+        Setting(
+            "env",
+            variable,
+            "NAME[=VALUE]",
+            "a variable of the command's environment besides PATH, HOME, TERM, LANG and their like; without "
+            "=VALUE it is passed on; repeat for more",
+            many=True,
+        ),
+    )
+
     def to_json(self) -> str:
         """The machine as JSON text that ``from_json`` reads back to an equal one."""
         import json
@@ -195,10 +238,10 @@ class MachineConfig:
             values = json.loads(text)
             for item in fields(cls):
                 how: Setting = item.metadata["setting"]
-                if load := getattr(how.read, "load", None):
-                    given = values[item.name]
-                    if given is not None or item.default is not None:
-                        values[item.name] = tuple(map(load, given)) if how.many else load(given)
+                given = values[item.name]
+                if given is not None or item.default is not None:
+                    load = getattr(how.read, "load", _as_it_is)
+                    values[item.name] = tuple(map(load, given)) if how.many else load(given)
             return cls(**values)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise ValueError(f"not a machine that nemu wrote ({error})") from None
@@ -268,4 +311,8 @@ def _plain(value: Any) -> Any:
     """``value`` with named tuples as mappings, as ``Kind.load`` takes them."""
     if isinstance(value, tuple):
         return value._asdict() if hasattr(value, "_asdict") else [_plain(one) for one in value]
+    return value
+
+
+def _as_it_is(value: Any) -> Any:
     return value

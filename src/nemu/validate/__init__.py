@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nemu.config import MachineConfig, RunOptions, Setting
     from nemu.config.chardev import ChardevConfig
 
+_NEEDS_COMMAND = "needs a command after --"
 MAX_DEVICES = 31  # functions 0 of bus 0, less the host bridge
 # (field of MachineConfig, module here whose ``check`` takes its value)
 KINDS = (
@@ -31,6 +32,7 @@ KINDS = (
 
 def validate(config: MachineConfig, options: RunOptions) -> None:
     """Raise ConfigError for the first thing in ``config`` or ``options`` that cannot work."""
+    _check_command(config)
     _check_boot(config)
     _check_count(config)
     for field, module in KINDS:
@@ -41,6 +43,21 @@ def validate(config: MachineConfig, options: RunOptions) -> None:
     _check_shared(config)
     if options.report:
         paths.output("--report", options.report)
+
+
+def _check_command(config: MachineConfig) -> None:
+    if config.command:
+        stdio = [config.serial, *(port.chardev for port in config.ports)]
+        if any(chardev.kind == "stdio" for chardev in stdio):
+            option = "--serial" if config.serial.kind == "stdio" else "--port"
+            raise ConfigError(option, "stdio", "standard input and output are the command's")
+        paths.directory("--root", config.root, config.root)
+        return
+    for option, value in (("root", config.root), ("cwd", config.directory), ("env", config.env)):
+        if value:
+            raise ConfigError(f"--{option}", str(value if option != "env" else value[0]), _NEEDS_COMMAND)
+    if config.rw:
+        raise ConfigError("--rw", "", _NEEDS_COMMAND)
 
 
 def _check_boot(config: MachineConfig) -> None:
@@ -61,7 +78,7 @@ def _check_count(config: MachineConfig) -> None:
         if how.device:
             value = getattr(config, item.name)
             counts[f"--{how.option}"] = len(value) if how.many else bool(value)
-    counts["--port"] = bool(config.ports)  # one device for all
+    counts["--port"] = bool(config.ports) + bool(config.command)  # one device for all
     count = 1 + sum(counts.values())  # the console
     if count > MAX_DEVICES:
         most = max(counts, key=lambda option: counts[option])

@@ -17,7 +17,7 @@ from nemu.config.port import PortConfig
 from nemu.errors import ConfigError
 from nemu.host.emulated import wire
 from nemu.host.emulated.client import Job, JobError
-from nemu.host.emulated.host import PATH, Host
+from nemu.host.emulated.host import PATH, Host, shared_path
 
 if TYPE_CHECKING:
     from nemu.config import MachineConfig, RunOptions
@@ -29,6 +29,7 @@ TIMED_OUT = 4
 GRACE = 15.0  # seconds after --timeout until the emulated host itself is given up
 OVERHEAD = 384  # MiB: the kernel and the programs of the emulated host
 SMALLEST = 1024  # MiB
+VIRTIOFSD_PACKAGES = ("qemu-system-common",)
 MAX_FILES = 3  # streams of a job that are left for them
 _PATIENCE = 3  # signals after which nobody is asked any more
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -38,10 +39,15 @@ def run(config: MachineConfig, options: RunOptions) -> int:
     """Run ``config`` in an emulated host; gives the exit status.  Raises ConfigError and HostError."""
     _refuse_taps(config)
     _refuse_vsock(config)
+    _refuse_sockets(config)
     with ExitStack() as stack:
         _lock_disks(config, stack)
         files = {f"{INSIDE}/{name}": path for name in ("kernel", "initrd") if (path := getattr(config, name))}
-        host = stack.enter_context(Host(files=files, memory=_memory(config)))
+        shared = [(fs.dir, fs.readonly) for fs in config.filesystems]
+        packages = VIRTIOFSD_PACKAGES if shared else ()
+        host = stack.enter_context(
+            Host(files=files, memory=_memory(config), packages=packages, shared=shared)
+        )
         session = _Session(host, config, stack)
         return session.run(options)
 
@@ -61,6 +67,16 @@ def _refuse_vsock(config: MachineConfig) -> None:
         raise ConfigError(
             "--vsock", value, "nothing here could reach it in the emulated host; use a host with KVM"
         )
+
+
+def _refuse_sockets(config: MachineConfig) -> None:
+    for fs in config.filesystems:
+        if fs.socket:
+            raise ConfigError(
+                fs.option,
+                f"socket={fs.socket}",
+                "the emulated host cannot reach it; use dir=DIR, or a host with KVM",
+            )
 
 
 def _lock_disks(config: MachineConfig, stack: ExitStack) -> None:
@@ -92,13 +108,19 @@ class _Session:
         self._sinks: dict[int, wire.Sink] = {}
         self._signals = 0
         kinds = (config.console.kind, config.serial.kind, *(port.kind for port in config.ports))
-        self._stdio = "stdio" in kinds
+        self._terminal = "stdio" in kinds  # a terminal here is one inside, in raw mode
+        self._input = self._terminal or bool(config.command)
         disks = tuple(disk._replace(path=host.attach(disk.path, disk.readonly)) for disk in config.disks)
         self._config = replace(
             config,
             kernel=config.kernel and f"{INSIDE}/kernel",
             initrd=config.initrd and f"{INSIDE}/initrd",
             disks=disks,
+            filesystems=tuple(
+                fs._replace(dir=shared_path(number)) for number, fs in enumerate(config.filesystems)
+            ),
+            # The command's root is the last of them.
+            root=config.root and shared_path(len(config.filesystems) - 1),
             console=self._chardev("--console", config.console, "console"),
             serial=self._chardev("--serial", config.serial, "serial"),
             ports=tuple(
@@ -127,13 +149,15 @@ class _Session:
 
         terminals = []
         sources = {}
-        if self._stdio and (is_our_terminal(0) or not os.isatty(0)):
+        if self._input and (is_our_terminal(0) or not os.isatty(0)):
             sources[0] = wire.Source(0, owned=False)
-            if os.isatty(0):
+            if os.isatty(0) and self._terminal:
                 terminals.append(0)
                 self._stack.callback(RawTerminal(0).restore)
         if os.isatty(1):
             terminals.append(1)
+        if self._config.command and 0 in terminals and os.isatty(2):
+            terminals.append(2)
         sinks = {stream: wire.Sink(stream, owned=False) for stream in (1, 2)}
         request: dict[str, Any] = {
             "what": "spawn",
