@@ -38,11 +38,11 @@ def backends() -> Iterator[tuple[str, str]]:
         with open(disk, "wb") as file:
             file.truncate(DISK)
         tap = f"{TAP}-{os.getpid() % 100000}"
-        _tap("add", tap)
+        tap_device("add", tap)
         try:
             yield disk, tap
         finally:
-            _tap("del", tap)
+            tap_device("del", tap)
 
 
 def boot(name: str, guest: list[str], idle: float) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def boot(name: str, guest: list[str], idle: float) -> dict[str, Any]:
         argv = MACHINES[name](Guest(guest[0], guest[1], guest[2], disk, tap))
         report = os.path.join(directory, "report.json")
         argv += ["--report", report] if name == OURS else []
-        with _running(argv) as (process, start):
+        with running(argv) as (process, start):
             figures = _until_init(process, start)
             figures["exits"] = trace.exits()
             first = trace.first_run()
@@ -74,21 +74,24 @@ def first_run(name: str, guest: list[str]) -> float:
     """Seconds from process start to the first KVM_RUN of machine ``name``, which is killed then."""
     with backends() as (disk, tap), Trace() as trace:
         argv = MACHINES[name](Guest(guest[0], guest[1], guest[2], disk, tap))
-        with _running(argv) as (process, start):
+        with running(argv) as (process, start):
             while (first := trace.first_run()) is None:
                 if process.poll() is not None or time.monotonic() - start > PATIENCE:
-                    raise HostError(f"{name} did not start its guest: {_output(process)!r}")
+                    raise HostError(f"{name} did not start its guest: {output(process)!r}")
                 time.sleep(0.05)  # long, so that looking costs nothing that is measured
             return first - start
 
 
 @contextmanager
-def _running(argv: list[str]) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
+def running(
+    argv: list[str], stdin: int = subprocess.DEVNULL
+) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
+    """A VMM, killed afterwards, and when it was started."""
     start = time.monotonic()
     try:
         process = subprocess.Popen(
             argv,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=_environment(),
@@ -114,7 +117,7 @@ def _environment() -> dict[str, str]:
     return {**found, "PYTHONPATH": source}
 
 
-def _output(process: subprocess.Popen[bytes]) -> bytes:
+def output(process: subprocess.Popen[bytes]) -> bytes:
     assert process.stdout is not None
     return process.stdout.read() or b""
 
@@ -125,7 +128,7 @@ def _until_init(process: subprocess.Popen[bytes], start: float) -> dict[str, Any
     while True:
         select.select([process.stdout], [], [], 1.0)
         now = time.monotonic()
-        printed += _output(process)
+        printed += output(process)
         line = printed.partition(MARK)[2]
         if b"\n" in line:
             return {"init_s": now - start, "uptime_s": float(line.split()[0])}
@@ -176,14 +179,14 @@ def _end_with_report(process: subprocess.Popen[bytes], path: str) -> dict[str, A
     process.send_signal(signal.SIGTERM)  # the power button
     deadline = time.monotonic() + PATIENCE
     while process.poll() is None and time.monotonic() < deadline:
-        _output(process)
+        output(process)
         time.sleep(0.05)
     with open(path, encoding="utf-8") as file:
         found: dict[str, Any] = json.load(file)
     return found
 
 
-def _tap(verb: str, name: str) -> None:
+def tap_device(verb: str, name: str) -> None:
     argv = ["ip", "tuntap", verb, "dev", name, "mode", "tap"]
     try:
         done = subprocess.run(argv, capture_output=True, text=True, check=False)

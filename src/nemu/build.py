@@ -12,7 +12,7 @@ from nemu.kvm.handles import System
 from nemu.kvm.slots import HostPages, MemorySlots
 from nemu.kvm.vcpu import VcpuThread
 from nemu.machine import Machine
-from nemu.memory import GuestRam
+from nemu.memory import DeviceMemory, GuestRam
 from nemu.pci.host import BUS_SIZE, HostBridge
 from nemu.virtio.pci import PAGES_SIZE, VirtioPci
 
@@ -45,13 +45,17 @@ def _assemble(machine: Machine, config: MachineConfig, peripherals: Peripherals)
     at_close(ram.close)
     slots = machine.slots = MemorySlots(vm)
     slots.add_ram(ram)
+    machine.device_memory = DeviceMemory(*board.device_memory)
     router = board.create_irqchip(vm)
     vcpus = board.create_vcpus(vm)
 
     bus = machine.memory_bus = AddressSpace(slots, board.reserved, board.physical_bits)
     ports = machine.port_bus = AddressSpace(bits=16)
     board.add_devices(vm, slots, bus, ports, peripherals.serial)
+    if peripherals.watchdog:
+        board.add_watchdog(bus, peripherals.watchdog)
     host = HostBridge(bus, HostPages(BUS_SIZE), board.ecam, board.ecam_size, board.apertures)
+    machine.pci_functions = host.describe
     for device in peripherals.devices(machine):
         slot = host.free_slot()
         if slot is None:

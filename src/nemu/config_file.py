@@ -78,6 +78,8 @@ def _locate_one(value: Any, folder: str) -> Any:
     if not isinstance(value, str) or not value:
         return value
     kind, equals, path = value.partition("=")
+    if equals and kind in ("fd", "tcp"):  # --qmp
+        return value
     if equals and kind in ("file", "socket", "vhost-user"):  # --console, --serial and --disk
         return f"{kind}={os.path.join(folder, path)}"
     return value if value in ("stdio", "null", "off") else os.path.join(folder, value)

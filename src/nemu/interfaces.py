@@ -20,6 +20,10 @@ class GuestMemory(Protocol):
         """A writable view of guest RAM itself (no copy), ``length`` >= 1 bytes, format ``B``."""
         ...
 
+    def readable(self, gpa: int, length: int) -> memoryview:
+        """The same for reading only: also of memory that the guest cannot write (a read-only file)."""
+        ...
+
     def read(self, gpa: int, length: int) -> bytes:
         """A copy of ``length`` bytes."""
         ...
@@ -144,6 +148,46 @@ class EventLoop(Protocol):
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """From any thread that holds the machine lock: run ``callback`` in the loop thread after a time."""
         ...
+
+
+class PciBar(NamedTuple):
+    """A memory BAR.  ``address`` is None while it is not decoded."""
+
+    number: int
+    size: int
+    address: int | None
+    is_64bit: bool
+    prefetchable: bool
+
+
+class PciFunctionInfo(NamedTuple):
+    """A PCI function as management sees it.  ``name`` is "" for the host bridge."""
+
+    name: str
+    slot: int
+    vendor: int
+    device: int
+    subsystem_vendor: int
+    subsystem: int
+    class_code: int  # class and subclass, 16 bits
+    bars: tuple[PciBar, ...]
+
+
+class BlockInfo(NamedTuple):
+    """A disk as management sees it."""
+
+    name: str  # of its device
+    path: str
+    size: int  # bytes
+    readonly: bool
+
+
+class ChardevInfo(NamedTuple):
+    """A character backend as management sees it."""
+
+    label: str
+    where: str  # "stdio", "null", "file:PATH", "unix:PATH"
+    open: bool  # whether a device is attached
 
 
 class AmlSource(Protocol):

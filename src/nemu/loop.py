@@ -17,6 +17,9 @@ from threading import RLock
 
 # Descriptors handled between two looks at calls and timers.
 _EVENTS = 64
+# Timers that are kept before those that were cancelled are thrown out, long before they are due: a guest may
+# have a timer set and cancelled as often as it likes.
+_TIMERS = 64
 
 
 class Timer:
@@ -43,6 +46,7 @@ class Loop:
         self._writers: dict[int, Callable[[], None]] = {}
         self._calls: deque[Callable[[], None]] = deque()
         self._timers: list[tuple[float, int, Timer]] = []
+        self._most_timers = _TIMERS
         self._sequence = count()
         self._signals: dict[int, Callable[[], None]] = {}
         self._signal_pipe: tuple[int, int] | None = None
@@ -72,6 +76,10 @@ class Loop:
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """From any thread that holds the machine lock, or before ``run``."""
         timer = Timer(callback)
+        if len(self._timers) >= self._most_timers:
+            self._timers = [entry for entry in self._timers if entry[2].callback is not None]
+            heapq.heapify(self._timers)
+            self._most_timers = _TIMERS + 2 * len(self._timers)
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._sequence), timer))
         os.eventfd_write(self._wake, 1)  # the loop may sleep for longer than that
         return timer

@@ -26,6 +26,7 @@ class Report:
     unknown: int = 0
     pss_kib: int = 0
     devices: list[dict[str, str]] = field(default_factory=list)
+    balloon: dict[str, Any] | None = None
 
     def add(self, machine: Machine) -> None:
         """Take the figures of ``machine``, which has ended and is not closed yet."""
@@ -39,6 +40,12 @@ class Report:
             self.first_run = min((vcpu.first_run for vcpu in machine.vcpus if vcpu.first_run), default=0.0)
         self.pss_kib = own_pss_kib()
         self.devices = [{"name": name, "place": place} for name, place in machine.devices]
+        if machine.balloon:
+            self.balloon = {
+                "target_bytes": machine.balloon.target,
+                "actual_bytes": machine.balloon.actual,
+                "statistics": dict(machine.balloon.statistics),
+            }
 
     def to_dict(self, outcome: Outcome | None) -> dict[str, Any]:
         now, age = time.monotonic(), process_age()
@@ -57,6 +64,7 @@ class Report:
             "unknown_accesses": self.unknown,
             "memory": {"pss_kib": self.pss_kib},
             "devices": self.devices,
+            **({"balloon": self.balloon} if self.balloon else {}),
         }
 
     def write(self, path: str, outcome: Outcome | None) -> None:

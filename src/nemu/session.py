@@ -1,7 +1,7 @@
 """One run of ``nemu run`` on this host: backends that stay, machines that come and go.
 
-The backends (disks, taps, the terminal) are opened once.  Each machine is built on them, runs until
-its guest powers off or resets, and is taken apart; after a reset the next one is built.
+The backends (disks, taps, the terminal) and the sockets of management are opened once.  Each machine is built
+on them, runs until its guest powers off or resets, and is taken apart; after a reset the next one is built.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ import gc
 import signal
 import sys
 import threading
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
+from nemu import rundir
 from nemu.build import build
-from nemu.errors import GuestCrashError, HostError
+from nemu.errors import GuestCrashError, HostError, NemuError
 from nemu.kvm.vcpu import KICK_SIGNAL
 from nemu.loop import Loop
-from nemu.machine import Machine, Outcome
+from nemu.machine import Machine, Outcome, RunState
+from nemu.management import Management
 from nemu.peripherals import Peripherals
 from nemu.report import Report
 
@@ -29,12 +32,29 @@ STATUS = {
     Outcome.POWER_OFF: 0,
     Outcome.QUIT: 0,
     Outcome.PANIC: GuestCrashError.status,
+    Outcome.WATCHDOG: GuestCrashError.status,
     Outcome.TIMEOUT: 4,
     Outcome.KILLED: 128 + signal.SIGTERM,
+    Outcome.QMP_QUIT: 0,
 }
 _PATIENCE = 2  # signals that a command may take as it likes
+# Of QMP's events RESET and SHUTDOWN: whether it was the guest's doing, and the reason.
+_CAUSES = {
+    Outcome.POWER_OFF: (True, "guest-shutdown"),
+    Outcome.RESET: (True, "guest-reset"),
+    Outcome.PANIC: (True, "guest-panic"),
+    Outcome.WATCHDOG: (True, "guest-shutdown"),
+    Outcome.TIMEOUT: (False, "host-signal"),
+    Outcome.QUIT: (False, "host-ui"),
+    Outcome.KILLED: (False, "host-signal"),
+    Outcome.QMP_QUIT: (False, "host-qmp-quit"),
+    Outcome.QMP_RESET: (False, "host-qmp-system-reset"),
+}
+_RESETS = {Outcome.RESET, Outcome.QMP_RESET}
 # Outcomes that nobody asked for: one line on standard error says what happened.
-_UNEXPECTED = {Outcome.PANIC, Outcome.TIMEOUT}
+_UNEXPECTED = {Outcome.PANIC, Outcome.WATCHDOG, Outcome.TIMEOUT}
+# Outcomes after which nobody misses a console.
+_QUIET = {Outcome.POWER_OFF, Outcome.QMP_QUIT}
 
 
 # Early messages of a kernel whose console driver is a module appear nowhere else.
@@ -55,16 +75,24 @@ def _panic_message(log: list[str]) -> str:
 
 
 class Session:
-    """Signals, time-out and reboots around the machines of one run."""
+    """Signals, time-out, management clients and reboots around the machines of one run.
+
+    ``name`` is what management calls it; ``peripherals`` are there while it runs.
+    """
+
+    peripherals: Peripherals
 
     def __init__(self, config: MachineConfig, options: RunOptions) -> None:
-        self._config = config
+        self.config = config
+        self.name = rundir.name_of(options)
         self._options = options
         self._lock = threading.RLock()
         self.loop = Loop(self._lock)
         self._machine: Machine | None = None
         self._asked = 0  # signals that asked for the end, and which one was the last
         self._last_signal = 0
+        self._paused = options.start == "paused"
+        self._management = Management(self, options)
         self._report = Report()
         self._last_words: list[str] = []
         self._console_opened = False
@@ -85,7 +113,7 @@ class Session:
         """Its exit status, or what a shell would make of its end."""
         if command.status is not None:
             return command.status
-        if outcome in _UNEXPECTED:
+        if outcome in _UNEXPECTED or outcome is Outcome.QMP_QUIT:
             return STATUS[outcome]
         if self._last_signal:
             return 128 + self._last_signal
@@ -98,45 +126,96 @@ class Session:
             print(line, file=sys.stderr)
         if outcome in _UNEXPECTED:
             print(f"nemu: {outcome.value}{_panic_message(self._last_words)}", file=sys.stderr)
-        if silent and not self._last_words and outcome is not Outcome.POWER_OFF:
+        if silent and not self._last_words and outcome not in _QUIET:
             print(_NO_CONSOLE, file=sys.stderr)
 
     def _run(self) -> Outcome:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             self.loop.on_signal(number, partial(self._on_terminate, number))
         self.loop.on_signal(KICK_SIGNAL, lambda: None)
-        peripherals = Peripherals(self._config, self.loop, self.leave)
-        self._command = peripherals.command
-        try:
+        with ExitStack() as stack:
+            stack.callback(self._management.close)
+            self._management.open()
+            self.peripherals = Peripherals(self.config, self.loop, self.leave)
+            self._command = self.peripherals.command
+            stack.callback(self.peripherals.close)
             if self._options.timeout:
                 self.loop.call_later(self._options.timeout, lambda: self._finish(Outcome.TIMEOUT))
-            while True:
-                outcome = self._run_machine(peripherals)
-                if outcome is not Outcome.RESET or self._command:  # which must not run twice
-                    return outcome
-        finally:
-            peripherals.close()
+            outcome = Outcome.RESET
+            while outcome in _RESETS:
+                outcome = self._run_machine(self.peripherals)
+                if self._command:  # which must not run twice
+                    break
+            return outcome
 
     def _run_machine(self, peripherals: Peripherals) -> Outcome:
         """One machine from power-on to its end."""
-        machine = self._machine = build(self._config, peripherals, self._lock, self.loop)
+        machine = self._machine = build(self.config, peripherals, self._lock, self.loop)
+        machine.emit = self._management.emit
         try:
             peripherals.ready()
-            return machine.run()
+            outcome = machine.run(paused=self._paused)
+            self._tell_end(outcome)
+            return outcome
+        except NemuError as error:
+            crashed = isinstance(error, GuestCrashError)
+            self._management.emit(
+                "SHUTDOWN", guest=crashed, reason="guest-panic" if crashed else "host-error"
+            )
+            raise
         finally:
+            self._paused = machine.state is not RunState.RUNNING
             self._report.add(machine)
             self._last_words = machine.last_words
-            self._console_opened |= peripherals.console_opened or self._config.console.kind == "null"
+            self._console_opened |= peripherals.console_opened or self.config.console.kind == "null"
             self._machine = None
             machine.close()
             peripherals.drain()
             del machine
             gc.collect()  # views of guest RAM in reference cycles would keep it mapped
 
+    # --- what management asks for, in the loop -----------------------------------------------
+
+    @property
+    def machine(self) -> Machine:
+        """The machine of now."""
+        assert self._machine is not None
+        return self._machine
+
+    def pause(self) -> None:
+        """Hold the CPUs and the guest's clocks."""
+        if self.machine.pause():
+            self._management.emit("STOP")
+
+    def resume(self) -> None:
+        """Let the CPUs go on."""
+        if self.machine.resume():
+            self._management.emit("RESUME")
+
+    def reset(self) -> None:
+        """Build the machine anew; one whose CPUs are held stays so."""
+        self._finish(Outcome.QMP_RESET)
+
+    def power_down(self) -> None:
+        """Press the power button."""
+        self._management.emit("POWERDOWN")
+        self.machine.power_button()
+
+    def quit(self) -> None:
+        """End the run."""
+        self._finish(Outcome.QMP_QUIT)
+
     def leave(self) -> None:
         """The user typed Ctrl-A X."""
         self._last_signal = signal.SIGINT
         self._finish(Outcome.QUIT)
+
+    def _tell_end(self, outcome: Outcome) -> None:
+        """The events of the end of a machine."""
+        if outcome is Outcome.PANIC:
+            self._management.emit("GUEST_PANICKED", action="poweroff")
+        guest, reason = _CAUSES[outcome]
+        self._management.emit("RESET" if outcome in _RESETS else "SHUTDOWN", guest=guest, reason=reason)
 
     def _on_terminate(self, number: int) -> None:
         """Pass the signal on to the command, or ask the guest to power off; not for ever."""
@@ -148,7 +227,7 @@ class Session:
         elif self._asked > 1 or self._machine is None:
             self._finish(Outcome.KILLED)
         else:
-            self._machine.power_button()
+            self.power_down()
 
     def _finish(self, outcome: Outcome) -> None:
         if self._machine is not None:

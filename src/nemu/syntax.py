@@ -11,6 +11,7 @@ from math import isfinite
 
 MIB = 1 << 20
 FD_MAX = (1 << 20) - 1  # the largest descriptor that somebody may hand over
+NAME_MAX = 50  # characters: with its directory a socket's path must stay below 108 bytes
 _UNITS = {"": MIB, "K": 1 << 10, "M": MIB, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -91,6 +92,17 @@ def path(value: object) -> str:
     return text(value)
 
 
+def machine_name(value: object) -> str:
+    """A name that is good for a file: letters, digits, ``.``, ``_`` and ``-``."""
+    name = text(value)
+    plain = name.replace(".", "").replace("_", "").replace("-", "")
+    if not plain.isascii() or not plain.isalnum() or not name[0].isalnum() or len(name) > NAME_MAX:
+        raise ValueError(
+            f"must be 1 to {NAME_MAX} letters, digits, '.', '_' or '-', and begin with a letter or digit"
+        )
+    return name
+
+
 def choice(*words: str) -> Callable[[object], str]:
     """A reader of one word out of ``words``."""
 
@@ -123,10 +135,11 @@ def either(words: Sequence[str]) -> str:
 
 
 def nearest(word: str, words: Sequence[str]) -> str:
-    """``; did you mean X?`` when one of ``words`` is close to ``word``, else ""."""
+    """``; did you mean X?`` when one of ``words`` begins with ``word`` or is close to it, else ""."""
     from difflib import get_close_matches  # 2 ms that only a mistake has to pay
 
-    close = get_close_matches(word, words, n=1, cutoff=0.6)
+    begun = [one for one in words if word.lstrip("-") and one.startswith(word)]
+    close = begun or get_close_matches(word, words, n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
 
 

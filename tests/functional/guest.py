@@ -9,8 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import subprocess
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from functional.rig import INITRD, KERNEL, Rig
@@ -46,11 +49,13 @@ def script_text(commands: Mapping[str, str] | str) -> str:
     )
 
 
-def initrd_with(host: Rig, script: str) -> str:
-    """The path inside ``host`` of the small guest's initramfs with ``script`` at its root."""
+def initrd_with(host: Rig, script: str, programs: Mapping[str, bytes] | None = None) -> str:
+    """The path in ``host`` of the small guest's initramfs with ``script`` and ``programs`` at its root."""
     extra = cpio.Archive()
     extra.file(SCRIPT, script.encode(), 0o755)
-    name = f"/tmp/initrd-{hashlib.sha256(script.encode()).hexdigest()[:16]}"
+    for path, content in (programs or {}).items():
+        extra.file(path, content, 0o755)
+    name = f"/tmp/initrd-{hashlib.sha256(extra.to_bytes()).hexdigest()[:16]}"
     host.put(extra.to_bytes(), f"{name}.extra")
     # An archive starts at a multiple of 4 bytes behind the one before.
     padding = f"head -c $((-$(stat -L -c %s {INITRD}) & 3)) /dev/zero"
@@ -59,12 +64,27 @@ def initrd_with(host: Rig, script: str) -> str:
     return name
 
 
+def compiled(name: str) -> bytes:
+    """The C source ``name`` of this directory as a static program."""
+    source = Path(__file__).with_name(name)
+    with tempfile.NamedTemporaryFile() as program:
+        command = ["gcc", "-static", "-Os", "-s", "-Wall", "-Werror", "-o", program.name, str(source)]
+        subprocess.run(command, check=True)
+        return Path(program.name).read_bytes()
+
+
 def arguments(
-    host: Rig, script: str, *options: str, kernel: str = KERNEL, append: str = "", report: str = REPORT
+    host: Rig,
+    script: str,
+    *options: str,
+    kernel: str = KERNEL,
+    append: str = "",
+    report: str = REPORT,
+    programs: Mapping[str, bytes] | None = None,
 ) -> list[str]:
     """The words after ``nemu`` that boot the small guest with ``script``."""
     line = f"{host.append} nemu.run=/{SCRIPT} {append}".strip()
-    boot = ["run", "--kernel", kernel, "--initrd", initrd_with(host, script), "--append", line]
+    boot = ["run", "--kernel", kernel, "--initrd", initrd_with(host, script, programs), "--append", line]
     return [*boot, *options, "--report", report, "--host", "native"]
 
 
@@ -75,10 +95,12 @@ def boot(
     kernel: str = KERNEL,
     append: str = "",
     timeout: float = 120.0,
+    programs: Mapping[str, bytes] | None = None,
 ) -> Boot:
     """Boot, run ``commands``, power off."""
     host.run(["rm", "-f", REPORT])
-    argv = arguments(host, script_text(commands), *options, kernel=kernel, append=append)
+    script = script_text(commands)
+    argv = arguments(host, script, *options, kernel=kernel, append=append, programs=programs)
     done = host.run_nemu(argv, timeout=timeout)
     console = done.stdout.decode(errors="replace").replace("\r", "")
     parts = _HEAD.split(console)

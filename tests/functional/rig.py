@@ -18,7 +18,7 @@ from nemu.host.emulated import Host, Result
 ROOT = Path(__file__).resolve().parents[2]
 KERNEL, INITRD = "/run/guest/kernel", "/run/guest/initrd"
 # What a test module imports at its top must be importable where its functions run.
-_LIBRARIES = ("pytest", "_pytest", "py", "pluggy", "iniconfig", "packaging", "pygments")
+_LIBRARIES = ("pytest", "_pytest", "py", "pluggy", "iniconfig", "packaging", "pygments", "qemu.qmp")
 
 
 class Rig(Host):
@@ -67,7 +67,7 @@ def _tree() -> dict[str, str]:
             continue
         origin = Path(found.origin)
         if found.submodule_search_locations:
-            parts[f"tests/{name}"] = str(origin.parent)
+            parts[f"tests/{name.replace('.', '/')}"] = str(origin.parent)
         else:
             parts[f"tests/{origin.name}"] = str(origin)
     return parts

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pty
+import random
 import re
 import select
 import signal
@@ -14,14 +15,16 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from nemu.host import guest
+from functional.guest import compiled
+from nemu.host import cpio, guest
 
 COMMAND = [sys.executable, "-m", "nemu", "run", "--host", "emulated"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src")}
@@ -234,6 +237,55 @@ def test_the_console_is_a_socket_for_one_client_after_another(tmp_path: Path) ->
         process.terminate()
         assert process.wait(SHORT) == 0
         assert not path.exists()
+
+
+def with_program(folder: Path, command: str) -> list[str]:
+    """Options for the small guest with the test's own program /vsock in it, which runs ``command``."""
+    small = guest.ensure()
+    extra = cpio.Archive()
+    extra.file("vsock", compiled("vsock.c"), 0o755)
+    content = Path(small.initrd).read_bytes()
+    initrd = folder / "initrd"
+    initrd.write_bytes(content + bytes(-len(content) % 4) + extra.to_bytes())
+    append = f"{small.append} {guest.run_option(command)}"
+    return ["--kernel", small.kernel, "--initrd", str(initrd), "--append", append]
+
+
+def test_clients_of_a_socket_device_reach_the_guest(tmp_path: Path) -> None:
+    path, data = tmp_path / "vsock", random.Random(3).randbytes(300_000)
+    command = "modprobe vmw_vsock_virtio_transport; /vsock echo 1234 9 & sleep 1; echo ready; read -r line"
+    with start("--vsock", f"cid=9,socket={path}", *with_program(tmp_path, command)) as process:
+        wait_for(process, b"ready")
+        for request in (b"CONNECT 77\n", b"nonsense\n"):  # nobody listens; no request at all
+            assert exchange(path, request, b"") == b""
+        for part in (data, b"small", b""):
+            answer = exchange(path, b"CONNECT 1234\n", part)
+            ok, _, echo = answer.partition(b"\n")
+            assert ok.startswith(b"OK ")
+            assert echo == part
+        process.terminate()
+        assert process.wait(SHORT) == 0
+        assert os.listdir(tmp_path) == ["initrd"]
+
+
+def exchange(path: Path, request: bytes, data: bytes) -> bytes:
+    """Everything that comes back for ``request``, ``data`` and their end."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(SHORT)
+        client.connect(str(path))
+        sender = threading.Thread(target=send, args=(client, request + data))
+        sender.start()
+        back = b""
+        while part := client.recv(1 << 16):
+            back += part
+        sender.join()
+        return back
+
+
+def send(client: socket.socket, data: bytes) -> None:
+    with suppress(BrokenPipeError):
+        client.sendall(data)
+        client.shutdown(socket.SHUT_WR)
 
 
 def test_two_runs_at_once_do_not_disturb_each_other() -> None:

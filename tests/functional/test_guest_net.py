@@ -83,7 +83,7 @@ def tapped(host: Rig) -> Boot:
         **{f"user-{name}": command for name, command in transfers(PASST_LOOPBACK, 7100).items()},
         "resolv": "cat /etc/resolv.conf",
     }
-    return boot(host, commands, "--net", f"tap=tap7,mac={MAC}", "--net", "user", timeout=280)
+    return boot(host, commands, "--net", f"tap=tap7,vhost=off,mac={MAC}", "--net", "user", timeout=280)
 
 
 def test_the_guest_has_the_given_address_and_is_pinged(tapped: Boot) -> None:

@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 from nemu.arch.x86_64 import abi as x86
+from nemu.ioctl import Ioctl
 from nemu.kvm import abi as kvm
+from nemu.vhost import abi as vhost
+
+MODULES = (kvm, x86, vhost)
 
 EXIT_MEMBERS = ("mmio.len", "io.data_offset", "internal.suberror", "fail_entry.cpu", "system_event.type")
 # A bare __u64 in the header, so it has no name there.
@@ -20,18 +24,18 @@ _NOT_A_STRUCT = {"kvm_identity_map_addr"}
 def constants() -> dict[str, int]:
     return {
         name: int(value)
-        for module in (kvm, x86)
+        for module in MODULES
         for name, value in vars(module).items()
-        if name.startswith("KVM") and isinstance(value, int) and name != "KVMIO"
+        if name.startswith(("KVM", "VHOST")) and isinstance(value, int) and name != "KVMIO"
     }
 
 
 def structures() -> dict[str, type[ctypes.Structure]]:
     return {
         name: value
-        for module in (kvm, x86)
+        for module in MODULES
         for name, value in vars(module).items()
-        if name.startswith("kvm_") and isinstance(value, type) and name not in _NOT_A_STRUCT
+        if name.startswith(("kvm_", "vhost_")) and isinstance(value, type) and name not in _NOT_A_STRUCT
     }
 
 
@@ -49,7 +53,9 @@ def c_program() -> str:
             lines.append(f'printf("{name}.{field} %zu\\n", offsetof(struct {name}, {field}));')
     for member in EXIT_MEMBERS:
         lines.append(f'printf("kvm_run.{member} %zu\\n", offsetof(struct kvm_run, {member}));')
-    includes = "".join(f"#include <{name}>\n" for name in ("stdio.h", "stddef.h", "linux/kvm.h"))
+    includes = "".join(
+        f"#include <{name}>\n" for name in ("stdio.h", "stddef.h", "linux/kvm.h", "linux/vhost.h")
+    )
     return f"{includes}int main(void) {{\n" + "\n".join(lines) + "\nreturn 0; }\n"
 
 
@@ -90,7 +96,7 @@ def test_the_exits_of_kvm_run_lie_where_the_kernel_writes_them(header_values: di
 
 
 def test_ioctls_know_their_names() -> None:
-    for module in (kvm, x86):
+    for module in MODULES:
         for name, value in vars(module).items():
-            if isinstance(value, kvm.Ioctl):
+            if isinstance(value, Ioctl):
                 assert value.name == name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,11 +14,14 @@ from nemu import syntax
 from nemu.arch.x86_64 import layout
 from nemu.config import MIB, Given, MachineConfig, RunOptions, assemble, settings
 from nemu.config import machine as machine_config
+from nemu.config.balloon import BalloonConfig
 from nemu.config.chardev import ChardevConfig
-from nemu.config.disk import DiskConfig
+from nemu.config.disk import DiskConfig, scsi_addresses
 from nemu.config.fs import FsConfig
-from nemu.config.net import NetConfig
+from nemu.config.net import Forward, NetConfig
+from nemu.config.pmem import PmemConfig
 from nemu.config.port import PortConfig
+from nemu.config.vhost_user import VhostUserConfig
 from nemu.config.vsock import VsockConfig
 from nemu.errors import ConfigError
 
@@ -109,6 +113,13 @@ def test_cpus_at_the_limits_are_taken(cpus: int) -> None:
         ("a.img,readonly=off,serial=root,queues=2", DiskConfig("a.img", serial="root", queues=2)),
         ("a,,b=c.img", DiskConfig("a,b=c.img")),
         ("a.img,serial=x,,y", DiskConfig("a.img", serial="x,y")),
+        ("a.qcow2", DiskConfig("a.qcow2", format="qcow2")),
+        ("a.qcow2,format=raw", DiskConfig("a.qcow2", format="raw")),
+        ("a.img,format=qcow2", DiskConfig("a.img", format="qcow2")),
+        ("a.img,iops=100,bps=10M", DiskConfig("a.img", iops=100, bps=10 << 20)),
+        ("vhost-user=/run/a,,b", DiskConfig("", socket="/run/a,b")),
+        ("vhost-user=s,queues=2", DiskConfig("", socket="s", queues=2)),
+        ("./vhost-user=s", DiskConfig("./vhost-user=s")),
     ],
 )
 def test_a_disk_is_a_path_with_properties(text: str, disk: DiskConfig) -> None:
@@ -131,6 +142,13 @@ def test_a_disk_may_be_a_table() -> None:
         (",readonly=on", "must be a path"),
         ("a,readony=on", "did you mean readonly?"),
         ("a,zzz=1", "known are path, readonly, serial, queues"),
+        ("a,path=b", "path is given twice"),
+        ("a,format=vmdk", "format must be raw or qcow2"),
+        ("a,iops=0", "iops must be a whole number from 1"),
+        ("a.qcow2,serial=x", "serial needs a raw image without limits"),
+        ("a,bps=1M,serial=x", "serial needs a raw image without limits"),
+        ("vhost-user=", "vhost-user must be a path"),
+        ("vhost-user=s,readonly=on", "unknown key readonly; known are queues, vhost-user"),
         ("a,readonly", "'readonly' must be KEY=VALUE"),
         ("a,readonly=yes", "readonly must be on or off"),
         ("a,readonly=on,readonly=on", "readonly is given twice"),
@@ -153,9 +171,32 @@ def test_a_wrong_disk_is_refused(value: object, problem: str) -> None:
     [
         ("user", NetConfig("user")),
         ("tap=tap0", NetConfig("tap", tap="tap0")),
-        ("fd=7", NetConfig("fd", fd=7)),
+        ("fd=7", NetConfig("fd", fds=(7,))),
         ("user,mac=52:54:00:AB:00:01", NetConfig("user", mac="52:54:00:ab:00:01")),
+        ("tap=t,queues=2,vhost=on", NetConfig("tap", tap="t", queues=2, vhost="on")),
+        ("tap=t,vhostfds=5", NetConfig("tap", tap="t", vhostfds=(5,))),
+        ("fds=5:6,vhostfds=7:8", NetConfig("fd", fds=(5, 6), vhostfds=(7, 8))),
+        ("fd=5,vhost=off", NetConfig("fd", fds=(5,), vhost="off")),
+        ({"fds": [5, 6], "vhost": True}, NetConfig("fd", fds=(5, 6), vhost="on")),
+        ("user,forward=tcp:8080:80", NetConfig("user", forward=(Forward("tcp", "", 8080, 80),))),
+        (
+            "user,forward=tcp:127.0.0.1:80:8080,forward=udp:[0::1]:80:53,forward=tcp:[::1]:80:80",
+            NetConfig(
+                "user",
+                forward=(
+                    Forward("tcp", "127.0.0.1", 80, 8080),
+                    Forward("udp", "::1", 80, 53),
+                    Forward("tcp", "::1", 80, 80),
+                ),
+            ),
+        ),
+        ({"user": True, "forward": "tcp:1:2"}, NetConfig("user", forward=(Forward("tcp", "", 1, 2),))),
+        (
+            "vhost-user=/run/s,mac=52:54:00:ab:00:01",
+            NetConfig("vhost-user", socket="/run/s", mac="52:54:00:ab:00:01"),
+        ),
         ({"tap": "tap0"}, NetConfig("tap", tap="tap0")),
+        ({"vhost-user": "s"}, NetConfig("vhost-user", socket="s")),
         ({"user": True}, NetConfig("user")),
     ],
 )
@@ -166,24 +207,186 @@ def test_a_network_card_names_its_backend(value: object, net: NetConfig) -> None
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        ("", "must be tap=NAME, fd=N or user"),
-        ("bridge=br0", "must be tap=NAME, fd=N or user"),
+        ("", "must be tap=NAME, fd=N, fds=N:N, user or vhost-user=SOCKET"),
+        ("bridge=br0", "must be tap=NAME, fd=N, fds=N:N, user or vhost-user=SOCKET"),
         ("tap=", "interface name"),
         ("tap=0123456789abcdef", "interface name of 1 to 15 bytes"),
         ("tap=../x", "interface name"),
         ("tap=a b", "interface name"),
         ("fd=-1", "fd must be a whole number"),
         ("fd=x", "fd must be a whole number"),
-        ("user,tap=t0", "must be tap=NAME, fd=N or user"),
+        ("user,tap=t0", "must be tap=NAME, fd=N, fds=N:N, user or vhost-user=SOCKET"),
         ("user,mac=01:00:5e:00:00:01", "unicast"),
         ("user,mac=00:00:00:00:00:00", "unicast"),
         ("user,mac=52:54:00:12:34", "six hexadecimal bytes"),
-        ({"mac": "52:54:00:12:34:56"}, "must be tap=NAME, fd=N or user"),
+        ({"mac": "52:54:00:12:34:56"}, "must be tap=NAME, fd=N, fds=N:N, user or vhost-user=SOCKET"),
         ({"user": False}, "user can only be on"),
+        ("tap=t,queues=0", "queues must be a whole number from 1 to 63"),
+        ("tap=t,queues=64", "from 1 to 63"),
+        ("tap=t,vhost=yes", "vhost must be on, off or auto"),
+        ("tap=t,queues=2,vhost=off", "one queue pair and without vhostfds"),
+        ("tap=t,vhost=off,vhostfds=3", "one queue pair and without vhostfds"),
+        ("fds=5:6,vhostfds=7", "vhostfds has 1, must have 2"),
+        ("tap=t,vhostfds=7:8", "vhostfds has 2, must have 1"),
+        ("fds=5:5", "the same descriptor twice"),
+        ("fds=5:", "must be a whole number"),
+        ("fds=", "must be a whole number"),
+        ("fds=" + ":".join(map(str, range(64))), "1 to 63 descriptors"),
+        ({"fds": "5"} | {"fd": 6}, "must be tap=NAME, fd=N, fds=N:N, user or vhost-user=SOCKET"),
+        ({"fds": {}}, "1 to 63 descriptors"),
+        ("fds=5:6,queues=2", "queues does not go with fds=5:6"),
+        ("user,queues=2", "queues does not go with user"),
+        ("user,vhost=on", "vhost does not go with user"),
+        ("user,vhostfds=3", "vhostfds does not go with user"),
+        ("tap=t,forward=tcp:1:2", "forward does not go with tap=t"),
+        ("user,forward=", "must be tcp or udp with two ports"),
+        ("user,forward=tcp:80", "must be tcp or udp with two ports"),
+        ("user,forward=icmp:1:2", "must be tcp or udp with two ports"),
+        ("user,forward=tcp:0:80", "forward tcp:0:80 must be a whole number from 1 to 65535"),
+        ("user,forward=tcp:80:65536", "from 1 to 65535"),
+        ("user,forward=tcp:80:x", "from 1 to 65535"),
+        ("user,forward=tcp:1.2.3:80:80", "has 1.2.3, which is no IP address"),
+        ("user,forward=tcp:::1:80:80", "which is no IP address (IPv6 in brackets)"),
+        ("user,forward=tcp:[1.2.3.4]:80:80", "which is no IP address"),
+        ("user,forward=tcp:80:1,forward=tcp:80:2", "tcp:80:1 and tcp:80:2 want the same port"),
+        ("user,forward=tcp:80:1,forward=tcp:1.2.3.4:80:2", "want the same port"),
     ],
 )
 def test_a_wrong_network_card_is_refused(value: object, problem: str) -> None:
     assert problem in refusal(net=[value])
+
+
+@pytest.mark.parametrize(
+    ("value", "pmem"),
+    [
+        ("a.img", PmemConfig("a.img")),
+        ("a,,b.img,readonly=on", PmemConfig("a,b.img", readonly=True)),
+        ({"path": "a.img", "readonly": True}, PmemConfig("a.img", readonly=True)),
+    ],
+)
+def test_persistent_memory_is_a_path_with_properties(value: object, pmem: PmemConfig) -> None:
+    assert machine(pmem=[value]).pmems == (pmem,)
+
+
+@pytest.mark.parametrize("value", ["", "a,readonly=maybe", "a,share=on", {"readonly": True}, 5])
+def test_a_wrong_persistent_memory_is_refused(value: object) -> None:
+    assert refusal(pmem=[value]).startswith("--pmem ")
+
+
+@pytest.mark.parametrize(
+    ("value", "balloon"),
+    [
+        ("off", None),
+        (False, None),
+        ("on", BalloonConfig()),
+        (True, BalloonConfig()),
+        ("256M", BalloonConfig(size=256 * MIB)),
+        (256, BalloonConfig(size=256 * MIB)),
+        ("on,reporting=off,statistics=2.5", BalloonConfig(reporting=False, statistics=2.5)),
+        ("1G,deflate_on_oom=off", BalloonConfig(size=1 << 30, deflate_on_oom=False)),
+        ({"size": "64M", "reporting": False}, BalloonConfig(size=64 * MIB, reporting=False)),
+    ],
+)
+def test_a_balloon_may_have_a_size_and_properties(value: object, balloon: BalloonConfig | None) -> None:
+    assert machine(balloon=value).balloon == balloon
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("", "must be on, off or a size"),
+        ("yes", "must be on, off or a size"),
+        ("1K", "multiple of 4K"),
+        ("on,reporting=1", "reporting must be on or off"),
+        ("on,size=1G,size=2G", "size is given twice"),
+        ("on,statistics=-1", "number of seconds"),
+        ("on,stats=1", "unknown key stats"),
+        (1.5, "must be text or a table"),
+    ],
+)
+def test_a_wrong_balloon_is_refused(value: object, problem: str) -> None:
+    assert problem in refusal(balloon=value)
+
+
+@pytest.mark.parametrize("action", ["off", "reset", "poweroff", "panic", "none"])
+def test_a_watchdog_has_an_action(action: str) -> None:
+    assert machine(watchdog=action).watchdog == action
+
+
+def test_a_watchdog_without_an_action_is_refused() -> None:
+    assert "must be off, reset, poweroff, panic or none" in refusal(watchdog="on")
+
+
+@pytest.mark.parametrize(
+    ("value", "device"),
+    [
+        ("type=18,socket=/run/s", VhostUserConfig(18, "/run/s")),
+        ("socket=s,type=63,queues=3,queue-size=1024", VhostUserConfig(63, "s", 3, 1024)),
+        ({"type": 2, "socket": "s", "queue-size": 2}, VhostUserConfig(2, "s", queue_size=2)),
+    ],
+)
+def test_any_device_may_be_at_a_vhost_user_socket(value: object, device: VhostUserConfig) -> None:
+    assert machine(**{"vhost-user": [value]}).vhost_users == (device,)
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("type=2", "needs type=N and socket=SOCKET"),
+        ("socket=s", "needs type=N and socket=SOCKET"),
+        ("type=64,socket=s", "type must be a whole number from 1 to 63"),
+        ("type=2,socket=s,queues=128", "queues must be a whole number from 1 to 127"),
+        ("type=2,socket=s,queue-size=48", "queue-size must be a power of two of at most 1024"),
+        ("type=2,socket=s,queue-size=2048", "queue-size must be a whole number from 2 to 1024"),
+        ("s", "'s' must be KEY=VALUE"),
+    ],
+)
+def test_a_wrong_vhost_user_device_is_refused(value: object, problem: str) -> None:
+    assert problem in refusal(**{"vhost-user": [value]})
+
+
+@pytest.mark.parametrize(
+    ("words", "disk"),
+    [
+        ("bus=scsi", DiskConfig("d", bus="scsi")),
+        ("bus=virtio", DiskConfig("d")),
+        (
+            "bus=scsi,scsi-id=255,lun=16383,serial=s",
+            DiskConfig("d", serial="s", bus="scsi", scsi_id=255, lun=16383),
+        ),
+    ],
+)
+def test_a_disk_may_be_on_the_scsi_bus(words: str, disk: DiskConfig) -> None:
+    assert machine(disk=[f"d,{words}"]).disks == (disk,)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ("bus=ide", "bus must be virtio or scsi"),
+        ("scsi-id=1", "scsi-id and lun need bus=scsi"),
+        ("lun=0,bus=virtio", "scsi-id and lun need bus=scsi"),
+        ("bus=scsi,scsi-id=256", "scsi-id must be a whole number from 0 to 255"),
+        ("bus=scsi,lun=16384", "lun must be a whole number from 0 to 16383"),
+        ("bus=scsi,queues=2", "queues is for virtio disks"),
+        ("bus=scsi,iops=5", "needs a raw image without limits"),
+        ("bus=scsi,format=qcow2", "needs a raw image without limits"),
+    ],
+)
+def test_a_wrong_place_on_the_scsi_bus_is_refused(words: str, problem: str) -> None:
+    assert problem in refusal(disk=[f"d,{words}"])
+
+
+def test_disks_find_free_places_on_the_scsi_bus() -> None:
+    def places(*given: tuple[int, int]) -> list[tuple[int, int]]:
+        return scsi_addresses([DiskConfig("d", bus="scsi", scsi_id=id_, lun=lun) for id_, lun in given])
+
+    assert places((-1, -1), (-1, -1)) == [(0, 0), (1, 0)]
+    assert places((-1, -1), (0, 0), (-1, 5), (-1, -1)) == [(1, 0), (0, 0), (0, 5), (2, 0)]
+    assert places((3, -1), (3, -1), (3, 0)) == [(3, 1), (3, 2), (3, 0)]
+    assert scsi_addresses([DiskConfig("d"), DiskConfig("e", bus="scsi")]) == [(0, 0)]
+    with pytest.raises(ConfigError, match="no free place"):
+        places(*[(-1, -1)] * 257)
 
 
 def test_consoles_go_where_they_are_told() -> None:
@@ -322,6 +525,18 @@ def test_a_wrong_socket_device_is_refused(value: object, problem: str) -> None:
 
 
 names = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=20)
+numbers = st.lists(st.integers(0, 99), max_size=3).map(tuple)
+forwards = st.builds(
+    Forward, st.sampled_from(["tcp", "udp"]), st.just("::1"), st.integers(1, 9), st.integers(1, 9)
+)
+network_cards = st.builds(
+    NetConfig,
+    backend=st.just("tap"),
+    tap=names,
+    fds=numbers,
+    vhostfds=numbers,
+    forward=st.lists(forwards, max_size=2).map(tuple),
+)
 machines = st.builds(
     MachineConfig,
     kernel=names,
@@ -329,17 +544,28 @@ machines = st.builds(
     memory=st.integers(64, 1 << 20).map(lambda mib: mib * MIB),
     cpus=st.integers(1, 255),
     disks=st.lists(st.builds(DiskConfig, path=names, readonly=st.booleans()), max_size=3).map(tuple),
-    nets=st.lists(st.builds(NetConfig, backend=st.just("tap"), tap=names), max_size=3).map(tuple),
+    nets=st.lists(network_cards, max_size=3).map(tuple),
+    pmems=st.lists(st.builds(PmemConfig, path=names), max_size=2).map(tuple),
     rng=st.booleans(),
+    command=st.lists(names, max_size=3).map(tuple),
+    env=st.lists(names, max_size=3).map(tuple),
+    rw=st.booleans(),
     ports=st.lists(st.builds(PortConfig, name=names, kind=st.just("file"), path=names), max_size=3).map(
         tuple
     ),
     filesystems=st.lists(st.builds(FsConfig, tag=names, dir=names), max_size=3).map(tuple),
+    balloon=st.none()
+    | st.builds(
+        BalloonConfig,
+        size=st.integers(0, 1 << 20).map(lambda mib: mib * MIB),
+        statistics=st.floats(0, 3600),
+    ),
     vsock=st.none() | st.builds(VsockConfig, cid=st.integers(3, 9), socket=names),
     console=st.builds(ChardevConfig, kind=st.just("file"), path=names),
 )
 
 
+@hypothesis.settings(deadline=None)  # the first machine imports what it needs
 @given(machines)
 def test_a_machine_survives_json(described: MachineConfig) -> None:
     assert MachineConfig.from_json(described.to_json()) == described

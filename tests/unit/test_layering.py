@@ -23,6 +23,7 @@ FORBIDDEN = {
     "errors": ("",),
     "interfaces": ("",),
     "syntax": ("",),
+    "scsi": (*_DEVICE_SIDE, *_DEVICES, "bus"),
     "virtio": _DEVICE_SIDE,
     "vhost": _DEVICE_SIDE,
     "devices": _DEVICE_SIDE,
@@ -40,6 +41,9 @@ FORBIDDEN = {
     "config": (*_DEVICE_SIDE, *_DEVICES, "bus", "backends"),
     "config_file": (*_DEVICE_SIDE, *_DEVICES, "bus", "backends"),
     "validate": (*_TOP, *_DEVICES, "machine", "kvm", "arch", "backends"),
+    "qmp": ("cli", "host", "build", "kvm", "arch", "boot", "loop", "peripherals", *_DEVICES),
+    "rundir": (*_DEVICE_SIDE, *_DEVICES, "bus"),
+    "management": ("cli", "host", "build", "kvm", "arch", "boot", *_DEVICES),
     "build": ("cli", "host"),
     "session": ("cli", "host"),
     "host": ("cli",),
@@ -123,6 +127,9 @@ UNUSED = (
     "nemu.cli.completion",
     "nemu.config_file",
     "nemu.host.emulated",
+    "nemu.qmp",
+    "nemu.vhost",
+    "nemu.backends.links",
 )
 
 _START = """

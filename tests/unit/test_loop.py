@@ -149,6 +149,14 @@ def test_removing_what_is_not_watched_does_nothing(loop: Loop) -> None:
     loop.remove_writer(12345)
 
 
+def test_timers_that_are_cancelled_do_not_pile_up(loop: Loop) -> None:
+    kept = [loop.call_later(3600, lambda: None) for _ in range(100)]
+    for _ in range(10_000):
+        loop.call_later(3600, lambda: None).cancel()
+    assert len(loop._timers) < 1000
+    assert {timer for _, _, timer in loop._timers} >= set(kept)
+
+
 def test_timers_run_in_order_and_not_when_cancelled(loop: Loop) -> None:
     calls: list[str] = []
     loop.call_later(0.02, lambda: calls.append("b"))

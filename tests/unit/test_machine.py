@@ -16,7 +16,7 @@ from nemu.errors import GuestCrashError, HostError
 from nemu.kvm import abi
 from nemu.kvm.vcpu import KICK_SIGNAL, VcpuThread
 from nemu.loop import Loop
-from nemu.machine import Machine, Outcome
+from nemu.machine import Machine, Outcome, RunState
 
 Build = Callable[..., Machine]
 
@@ -152,6 +152,18 @@ def test_what_a_loop_callback_raised_ends_it_as_well(build: Build) -> None:
     assert threads_of(machine) == [False]
 
 
+def test_a_failure_of_the_host_is_explained_by_who_knows_better(build: Build) -> None:
+    def explain() -> None:
+        raise HostError("the file is gone")
+
+    for end, text in ((HostError("EFAULT"), "the file is gone"), (GuestCrashError("crash"), "crash")):
+        machine = build()
+        machine.checks += [lambda: None, explain]
+        machine.fail(end)
+        with pytest.raises(type(end), match=text):
+            machine.run()
+
+
 def test_it_is_taken_apart_from_the_last_part_to_the_first(build: Build) -> None:
     machine = build()
     order: list[int] = []
@@ -160,3 +172,76 @@ def test_it_is_taken_apart_from_the_last_part_to_the_first(build: Build) -> None
     machine.close()
     machine.close()
     assert order == [2, 1, 0]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def stop(self) -> None:
+        self.calls.append("stop")
+
+    def start(self) -> None:
+        self.calls.append("start")
+
+
+def run_while(machine: Machine, act: Callable[[], None], *, paused: bool = False) -> None:
+    """Run it, ``act`` in its loop, and power it off."""
+
+    def turn() -> None:
+        act()
+        machine.finish(Outcome.POWER_OFF)
+
+    machine.loop.call_later(0.02, turn)
+    assert machine.run(paused=paused) is Outcome.POWER_OFF
+    assert not any(threads_of(machine))
+
+
+def test_its_clocks_stand_still_while_its_cpus_do(build: Build) -> None:
+    machine = build((), ())
+    clock = machine.clock = Clock()  # type: ignore[assignment]
+    seen: list[object] = []
+
+    def act() -> None:
+        seen.extend([machine.state, machine.resume(), machine.pause(), machine.state, machine.pause()])
+        seen.extend([clock.calls.copy(), machine.resume(), machine.state, clock.calls])
+
+    run_while(machine, act)
+    running, paused = RunState.RUNNING, RunState.PAUSED
+    assert seen == [running, False, True, paused, False, ["stop"], True, running, ["stop", "start"]]
+
+
+def test_one_that_starts_paused_runs_nothing_until_it_is_resumed(build: Build) -> None:
+    machine = build((triple_fault,))
+    clock = machine.clock = Clock()  # type: ignore[assignment]
+    seen: list[object] = []
+    run_while(machine, lambda: seen.extend([machine.state, machine.pause()]), paused=True)
+    assert seen == [RunState.PRELAUNCH, False]
+
+    machine = build((triple_fault,))
+    machine.loop.call_later(0.02, lambda: seen.append(machine.resume()))
+    with pytest.raises(GuestCrashError):
+        machine.run(paused=True)
+    assert seen[-1] is True
+    assert clock.calls == []
+
+
+def test_a_paused_machine_can_be_ended(build: Build) -> None:
+    machine = build((), ())
+    run_while(machine, lambda: None if machine.pause() else pytest.fail("it did not pause"))
+    assert machine.state is RunState.PAUSED
+
+
+def test_an_nmi_is_sent_while_no_cpu_is_in_the_guest(build: Build) -> None:
+    machine = build((), ())
+    seen: list[list[bool]] = []
+    machine.send_nmi = lambda: seen.append([vcpu._inside for vcpu in machine.vcpus])
+
+    def act() -> None:
+        machine.inject_nmi()
+        machine.pause()
+        machine.inject_nmi()
+        seen.append([vcpu._inside for vcpu in machine.vcpus])
+
+    run_while(machine, act)
+    assert seen == [[False, False]] * 3

@@ -34,6 +34,7 @@ def machine(first_run: float = 0.0, exits: dict[str, int] | None = None) -> Any:
         memory_bus=bus,
         port_bus=ports,
         devices=[("power", "0xfea00000")],
+        balloon=None,
         lock=threading.RLock(),
     )
 

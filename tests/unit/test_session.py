@@ -28,7 +28,8 @@ def told(
 
 
 def test_a_power_off_needs_no_words(capsys: pytest.CaptureFixture[str]) -> None:
-    assert told(capsys, Outcome.POWER_OFF) == told(capsys, Outcome.POWER_OFF, opened=False) == ""
+    for outcome in (Outcome.POWER_OFF, Outcome.QMP_QUIT):
+        assert told(capsys, outcome) == told(capsys, outcome, opened=False) == ""
 
 
 def test_a_panic_says_why(capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,7 +47,7 @@ def test_a_guest_that_never_showed_anything_gets_a_hint(capsys: pytest.CaptureFi
 
 
 def test_every_end_but_a_reset_has_a_status() -> None:
-    assert set(STATUS) == set(Outcome) - {Outcome.RESET}
+    assert set(STATUS) == set(Outcome) - {Outcome.RESET, Outcome.QMP_RESET}
     assert STATUS[Outcome.POWER_OFF] == 0
     assert STATUS[Outcome.PANIC] == 3
     assert STATUS[Outcome.TIMEOUT] == 4

@@ -11,11 +11,14 @@ import pytest
 
 from nemu.boot import loader
 from nemu.config import MachineConfig, RunOptions
+from nemu.config.balloon import BalloonConfig
 from nemu.config.chardev import ChardevConfig
 from nemu.config.disk import DiskConfig
 from nemu.config.fs import FsConfig
-from nemu.config.net import NetConfig
+from nemu.config.net import Forward, NetConfig
+from nemu.config.pmem import PmemConfig
 from nemu.config.port import PortConfig
+from nemu.config.vhost_user import VhostUserConfig
 from nemu.config.vsock import VsockConfig
 from nemu.errors import ConfigError
 from nemu.validate import validate
@@ -70,7 +73,7 @@ def test_kernel_and_initrd_must_be_readable_files() -> None:
 def test_missing_directory_and_device_are_no_disks() -> None:
     assert refusal(disks=(DiskConfig("none"),)) == "--disk none: no such file or directory"
     assert refusal(disks=(DiskConfig("."),)) == "--disk .: is a directory, must be a file"
-    assert refusal(disks=(DiskConfig("/dev/null"),)).endswith("must be a raw image or a block device")
+    assert refusal(disks=(DiskConfig("/dev/null"),)).endswith("must be an image or a block device")
 
 
 @pytest.mark.parametrize("size", [0, 1, 511, 513])
@@ -101,6 +104,52 @@ def test_a_disk_given_twice_is_refused_unless_nobody_writes(folder: Path) -> Non
     validate(MachineConfig(kernel="kernel", disks=twice), RunOptions())
 
 
+def test_the_format_of_an_image_is_not_what_a_guest_may_have_written(folder: Path) -> None:
+    (folder / "q").write_bytes(b"QFI\xfb" + bytes(508))
+    assert "begins as a qcow2 image; add ,format=qcow2, or ,format=raw" in refusal(disks=(DiskConfig("q"),))
+    assert "is no qcow2 image; add ,format=raw" in refusal(disks=(DiskConfig("disk", format="qcow2"),))
+    for kind in ("raw", "qcow2"):
+        validate(MachineConfig(kernel="kernel", disks=(DiskConfig("q", format=kind),)), RunOptions())
+
+
+def test_a_back_end_is_a_socket_and_serves_one_device(folder: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("s")
+        disk, net, other = (
+            DiskConfig("", socket="s"),
+            NetConfig("vhost-user", socket="s"),
+            VhostUserConfig(2, "s"),
+        )
+        config = MachineConfig(kernel="kernel", disks=(disk,), nets=(net,), vhost_users=(other,))
+        validate(config, RunOptions())
+        for twice in (
+            {"disks": (disk, disk._replace())},
+            {"nets": (net, net)},
+            {"vhost_users": (other, other)},
+        ):
+            assert "is given twice" in refusal(**twice)
+    for path, problem in (("disk", "is no socket"), ("none", "no such file or directory")):
+        assert refusal(disks=(DiskConfig("", socket=path),)) == f"--disk vhost-user={path}: {problem}"
+        assert refusal(nets=(NetConfig("vhost-user", socket=path),)) == f"--net vhost-user={path}: {problem}"
+        assert refusal(vhost_users=(VhostUserConfig(2, path),)) == f"--vhost-user socket={path}: {problem}"
+
+
+def test_a_place_on_the_scsi_bus_is_for_one_disk(folder: Path) -> None:
+    (folder / "other").write_bytes(bytes(512))
+    disks = (
+        DiskConfig("disk", bus="scsi", scsi_id=1, lun=0),
+        DiskConfig("other", bus="scsi", scsi_id=1, lun=0),
+    )
+    assert refusal(disks=disks) == "--disk other: scsi-id=1,lun=0 is given twice"
+
+
+@pytest.mark.usefixtures("folder")
+def test_scsi_disks_take_one_place_on_the_bus_together() -> None:
+    disks = tuple(DiskConfig("disk", readonly=True, bus="scsi") for _ in range(40))
+    validate(MachineConfig(kernel="kernel", disks=disks, nets=(NetConfig("user"),) * 28), RunOptions())
+    assert "at most 31" in refusal(disks=disks, nets=(NetConfig("user"),) * 29)
+
+
 @pytest.mark.usefixtures("folder")
 def test_more_devices_than_the_bus_has_are_refused() -> None:
     assert "at most 31" in refusal(nets=(NetConfig("user"),) * 30)
@@ -117,10 +166,53 @@ def test_network_cards_do_not_share_a_tap_or_an_address() -> None:
 @pytest.mark.usefixtures("folder")
 def test_a_descriptor_must_be_open() -> None:
     descriptor = os.open("/dev/null", os.O_RDWR)
-    validate(MachineConfig(kernel="kernel", nets=(NetConfig("fd", fd=descriptor),)), RunOptions())
+    validate(MachineConfig(kernel="kernel", nets=(NetConfig("fd", fds=(descriptor,)),)), RunOptions())
     os.close(descriptor)
-    refused = refusal(nets=(NetConfig("fd", fd=descriptor),))
+    refused = refusal(nets=(NetConfig("fd", fds=(descriptor,)),))
     assert refused == f"--net fd={descriptor}: no such open descriptor was inherited"
+    refused = refusal(nets=(NetConfig("fd", fds=(0,), vhostfds=(descriptor,)),))
+    assert refused == f"--net vhostfd={descriptor}: no such open descriptor was inherited"
+    refused = refusal(nets=(NetConfig("fd", fds=(0, descriptor)),))
+    assert refused == f"--net fds={descriptor}: no such open descriptor was inherited"
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_descriptor_has_one_use() -> None:
+    assert "descriptor 0 is given twice" in refusal(nets=(NetConfig("fd", fds=(0,), vhostfds=(0,)),))
+    assert "descriptor 1 is given twice" in refusal(
+        nets=(NetConfig("fd", fds=(0, 1)), NetConfig("fd", fds=(1,)))
+    )
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("kind", ["tcp", "udp"])
+@pytest.mark.parametrize(("address", "taken_at"), [("127.0.0.1", "127.0.0.1"), ("", "127.0.0.1"), ("", "::")])
+def test_a_port_that_is_forwarded_must_be_free(kind: str, address: str, taken_at: str) -> None:
+    family = socket.AF_INET6 if ":" in taken_at else socket.AF_INET
+    type_ = socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM
+    with socket.socket(family, type_) as taken:
+        taken.bind((taken_at, 0))
+        if kind == "tcp":
+            taken.listen()
+        port = taken.getsockname()[1]
+        forward = Forward(kind, address, port, 80)
+        text = refusal(nets=(NetConfig("user", forward=(forward,)),))
+    assert text == f"--net user,forward={forward}: cannot listen there: address already in use"
+    validate(MachineConfig(kernel="kernel", nets=(NetConfig("user", forward=(forward,)),)), RunOptions())
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_foreign_address_cannot_be_forwarded_from() -> None:
+    forward = Forward("tcp", "192.0.2.1", 8080, 80)
+    text = refusal(nets=(NetConfig("user", forward=(forward,)),))
+    assert text == f"--net user,forward={forward}: cannot listen there: cannot assign requested address"
+
+
+@pytest.mark.usefixtures("folder")
+def test_two_network_cards_do_not_share_a_port_of_the_host() -> None:
+    one, other = Forward("tcp", "", 18080, 80), Forward("tcp", "127.0.0.1", 18080, 81)
+    text = refusal(nets=(NetConfig("user", forward=(one,)), NetConfig("user", forward=(other,))))
+    assert text == f"--net user,forward={other}: another network card has forward={one}"
 
 
 @pytest.mark.usefixtures("folder")
@@ -129,6 +221,12 @@ def test_a_socket_device_needs_its_place_or_descriptor() -> None:
     refused = refusal(vsock=VsockConfig(3, vhostfd=1 << 19))
     assert refused == "--vsock vhostfd=524288: no such open descriptor was inherited"
     validate(MachineConfig(kernel="kernel", vsock=VsockConfig(3, "s")), RunOptions())
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_socket_of_a_socket_device_leaves_room_for_the_ports() -> None:
+    validate(MachineConfig(kernel="kernel", vsock=VsockConfig(3, "s" * 96)), RunOptions())
+    assert refusal(vsock=VsockConfig(3, "s" * 97)).endswith("must have at most 96 bytes")
 
 
 @pytest.mark.usefixtures("folder")
@@ -177,3 +275,36 @@ def test_outputs_need_a_place() -> None:
     assert "no directory" in refusal(console=ChardevConfig("file", "no/log"))
     assert "no directory" in refusal(console=ChardevConfig("socket", "no/s"))
     assert "at most 107 bytes" in refusal(console=ChardevConfig("socket", "s" * 108))
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, (2 << 20) + 4096])
+def test_persistent_memory_has_whole_2_mib(folder: Path, size: int) -> None:
+    (folder / "odd").write_bytes(b"")
+    os.truncate(folder / "odd", size)
+    text = refusal(pmems=(PmemConfig("odd"),))
+    assert text.startswith(f"--pmem odd: has {size} bytes, must be whole 2 MiB (truncate -s ")
+    os.truncate(folder / "odd", int(text.split("truncate -s ")[1].split()[0]))
+    validate(MachineConfig(kernel="kernel", pmems=(PmemConfig("odd"),)), RunOptions())
+
+
+@pytest.mark.usefixtures("folder")
+def test_persistent_memory_needs_a_file() -> None:
+    assert refusal(pmems=(PmemConfig("none"),)) == "--pmem none: no such file or directory"
+    assert refusal(pmems=(PmemConfig("."),)) == "--pmem .: is a directory, must be a file"
+    assert refusal(pmems=(PmemConfig("/dev/null"),)).endswith("must be a raw image or a block device")
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_balloon_leaves_something_to_the_guest() -> None:
+    assert (
+        refusal(memory=1 << 30, balloon=BalloonConfig(size=1 << 30))
+        == "--balloon 1G: must be less than the 1G of --memory"
+    )
+    validate(
+        MachineConfig(kernel="kernel", memory=1 << 30, balloon=BalloonConfig(size=1 << 29)), RunOptions()
+    )
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_seed_needs_its_files() -> None:
+    assert "has no file user-data" in refusal(cloud_init=".")

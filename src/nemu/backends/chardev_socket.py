@@ -5,34 +5,13 @@ Without a client output is dropped and the guest runs on.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
-import stat
 
 from nemu.backends.chardev import Chardev
+from nemu.backends.listener import UnixListener
 from nemu.backends.output import Output
-from nemu.errors import ConfigError
 from nemu.interfaces import EventLoop
-
-
-def remove_stale(path: str, option: str) -> None:
-    """Remove a socket that nobody listens on any more; refuse one in use and any other file."""
-    value = f"socket={path}"
-    try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise ConfigError(option, value, "exists and is not a socket")
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except BlockingIOError:
-            pass  # its backlog is full: somebody listens
-    raise ConfigError(option, value, "is in use by another program")
 
 
 class SocketChardev(Chardev):
@@ -40,23 +19,11 @@ class SocketChardev(Chardev):
 
     def __init__(self, path: str, option: str, loop: EventLoop) -> None:
         super().__init__()
-        self._path = path
         self._loop = loop
         self._client: socket.socket | None = None
         self._output: Output | None = None
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            remove_stale(path, option)
-            self._listener.bind(path)
-            self._identity = self._file_identity()
-            self._listener.listen(4)
-        except OSError as error:
-            self._listener.close()
-            why = error.strerror or str(error)
-            raise ConfigError(option, f"socket={path}", f"cannot listen: {why}") from error
-        except ConfigError:
-            self._listener.close()
-            raise
+        self._file = UnixListener(path, option, f"socket={path}")
+        self._listener = self._file.socket
         loop.add_reader(self._listener.fileno(), self._accept)
 
     @property
@@ -86,11 +53,7 @@ class SocketChardev(Chardev):
             return
         self._drop(self._client)
         self._loop.remove_reader(self._listener.fileno())
-        self._listener.close()
-        with contextlib.suppress(OSError):
-            # Not another's socket that has taken the name in the meantime.
-            if self._file_identity() == self._identity:
-                os.unlink(self._path)
+        self._file.close()
 
     def _accept(self) -> None:
         try:
@@ -120,7 +83,3 @@ class SocketChardev(Chardev):
         if self._client:
             self._loop.remove_reader(self._client.fileno())
             self._readable()
-
-    def _file_identity(self) -> tuple[int, int]:
-        status = os.lstat(self._path)
-        return status.st_dev, status.st_ino

@@ -9,16 +9,17 @@ from collections.abc import Callable
 
 from nemu.interfaces import EventLoop
 
-BUFFER_SIZE = 64 * 1024
+BUFFER_SIZE = 64 * 1024  # bytes
 DRAIN_SECONDS = 1.0
 
 
 class Output:
-    """Writes to ``fd`` (non-blocking, owned from now on) through a buffer of at most BUFFER_SIZE bytes.
+    """Writes to ``fd`` (non-blocking, owned from now on) through a buffer of at most ``size`` bytes.
 
-    ``room`` is called when at least half of the buffer is free again after ``write`` took less
-    than all.  Once a write fails for good (the reader went away, the disk is full) ``failed``
-    is called, and everything is taken and dropped, since a guest must not hang on it.
+    ``room`` is called when the buffer has become empty, and when at least half of it is free
+    again after ``write`` took less than all.  Once a write fails for good (the reader went away, the
+    disk is full) ``failed`` is called, and everything is taken and dropped, since a guest must not
+    hang on it.
     """
 
     def __init__(
@@ -27,15 +28,21 @@ class Output:
         loop: EventLoop,
         room: Callable[[], None],
         failed: Callable[[], None] = lambda: None,
+        size: int = BUFFER_SIZE,
     ) -> None:
         self.fd = fd
+        self._size = size
         self._loop = loop
         self._room = room
         self._failed = failed
         self._pending = bytearray()
         self._owes_room = False
-        self._written: Callable[[], None] | None = None
         self._broken = False
+
+    @property
+    def pending(self) -> int:
+        """Bytes taken and not written yet."""
+        return len(self._pending)
 
     def write(self, data: memoryview) -> int:
         """Take as much of ``data`` as fits now; the number of bytes taken."""
@@ -47,17 +54,10 @@ class Output:
             if self._broken or direct == len(data):
                 return len(data)
             self._loop.add_writer(self.fd, self._flush)
-        queued = min(len(data) - direct, BUFFER_SIZE - len(self._pending))
+        queued = min(len(data) - direct, self._size - len(self._pending))
         self._pending += data[direct : direct + queued]
         self._owes_room = direct + queued < len(data)
         return direct + queued
-
-    def when_written(self, done: Callable[[], None]) -> None:
-        """Call ``done`` in a later turn of the loop, once nothing that was taken waits any more."""
-        if self._pending:
-            self._written = done
-        else:
-            self._loop.call_soon(done)
 
     def close(self, drain_seconds: float = DRAIN_SECONDS) -> None:
         """Close ``fd``, after a last short try to deliver what a slow reader has not taken yet."""
@@ -78,10 +78,7 @@ class Output:
         del self._pending[: self._write(self._pending)]
         if not self._pending:
             self._loop.remove_writer(self.fd)
-            if self._written:
-                self._loop.call_soon(self._written)
-                self._written = None
-        if self._owes_room and len(self._pending) <= BUFFER_SIZE // 2:
+        if not self._pending or (self._owes_room and len(self._pending) <= self._size // 2):
             self._owes_room = False
             self._room()
 

@@ -11,10 +11,14 @@ import os
 import socket
 import struct
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from nemu import iovec
 from nemu.backends.netdev import HEADER_SIZE, MAX_FRAME
 from nemu.errors import HostError
+
+if TYPE_CHECKING:
+    from nemu.config.net import Forward
 
 PROGRAM = "passt"
 MIN_FRAME = 14  # an Ethernet header
@@ -109,17 +113,25 @@ class StreamPort:
         return True
 
 
-class Passt(StreamPort):
-    """Starts passt.  ``ready`` must be called once before the guest runs: until then it may still fail."""
+def _option(forward: Forward) -> str:
+    place = f"{forward.address}/" if forward.address else ""
+    return f"--{forward.protocol}-ports={place}{forward.port}:{forward.guest_port}"
 
-    def __init__(self, program: str = PROGRAM) -> None:
+
+class Passt(StreamPort):
+    """Starts passt.  ``ready`` must be called once before the guest runs: until then it may still fail.
+
+    ``forward``: what connects to these ports of this host is connected to the guest's.
+    """
+
+    def __init__(self, program: str = PROGRAM, forward: Sequence[Forward] = ()) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._messages = os.memfd_create("passt-messages", os.MFD_CLOEXEC)
         with theirs:
             try:
                 self._pid = os.posix_spawnp(
                     program,
-                    [program, "--quiet", "--fd", "3"],
+                    [program, "--quiet", "--fd", "3", *map(_option, forward)],
                     os.environ,
                     file_actions=[
                         (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),

@@ -1,93 +1,148 @@
-"""Standard input, output and error as streams of their own, without a terminal between."""
+"""A connected stream socket of the host: read when asked, written through a bounded buffer."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import select
+import socket
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
-from nemu.backends.chardev import Chardev
 from nemu.backends.output import Output
-from nemu.backends.stdio import is_our_terminal, nonblocking
 from nemu.interfaces import EventLoop
 
 
-class InputStream(Chardev):
-    """What ``fd`` brings, read only as the guest takes it; connected until its end."""
+class StreamUser(Protocol):
+    """What a stream tells whoever uses it."""
 
-    def __init__(self, fd: int, loop: EventLoop) -> None:
-        super().__init__()
-        self._loop = loop
-        self._fd = -1
-        try:
-            if is_our_terminal(fd) or not os.isatty(fd):
-                self._fd = nonblocking(fd, os.O_RDONLY)
-        except OSError:
-            pass  # closed: nothing comes
+    def readable(self) -> None:
+        """``read`` may give something now, or the end."""
+        ...
 
-    @property
-    def connected(self) -> bool:
-        return self._fd >= 0
+    def drained(self) -> None:
+        """``pending`` has become 0 after it was not."""
+        ...
 
-    def read(self, limit: int) -> bytes:
-        if self._fd < 0:
-            return b""
-        try:
-            data = os.read(self._fd, limit)
-        except BlockingIOError:
-            self._loop.add_reader(self._fd, self._input_ready)
-            return b""
-        except OSError:
-            data = b""
-        if not data:
-            self._end()
-            self._changed()
-        return data
-
-    def write(self, data: memoryview) -> int:
-        return len(data)
-
-    def close(self) -> None:
-        super().close()
-        self._end()
-
-    def _input_ready(self) -> None:
-        self._loop.remove_reader(self._fd)  # until the guest wants more than it gets now
-        self._readable()
-
-    def _end(self) -> None:
-        if self._fd >= 0:
-            self._loop.remove_reader(self._fd)
-            os.close(self._fd)
-            self._fd = -1
+    def failed(self) -> None:
+        """The peer is gone: what is written from now on is lost."""
+        ...
 
 
-class OutputStream(Chardev):
-    """Everything goes to ``fd``.
+class Stream:
+    """``client`` (non-blocking, owned from now on), with at most ``size`` bytes on their way to it.
 
-    ``done`` is called when all is written that the guest had to say, and ``broken`` when nobody reads it
-    any more; then the rest is dropped.
+    ``ended`` is called once, when it is closed.  Nothing is read before ``watch(True)``.
     """
 
     def __init__(
-        self, fd: int, loop: EventLoop, done: Callable[[], None], broken: Callable[[], None]
+        self, client: socket.socket, loop: EventLoop, ended: Callable[[Stream], None], size: int
     ) -> None:
-        super().__init__()
-        self._done = done
+        self.user: StreamUser | None = None
+        self._socket = client
+        self._loop = loop
+        self._ended = ended
+        self._output = Output(client.fileno(), loop, self._room, self._failed, size=size)
+        self._watching = False
+        self._finishing = False  # no more is written: the peer shall see the end behind what is pending
+        self._lingering = False  # nobody uses it any more: it closes behind what is pending
+
+    @property
+    def pending(self) -> int:
+        """Bytes that were written here and that the socket has not taken yet."""
+        return self._output.pending
+
+    @property
+    def hung_up(self) -> bool:
+        """Whether the peer has closed both directions; its end alone may be a half-close."""
+        poll = select.poll()
+        poll.register(self._socket, 0)
+        return any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
+
+    def watch(self, wanted: bool) -> None:
+        """Tell the user when there is something to read, or not."""
+        if wanted != self._watching:
+            self._watching = wanted
+            if wanted:
+                self._loop.add_reader(self._socket.fileno(), self._readable)
+            else:
+                self._loop.remove_reader(self._socket.fileno())
+
+    def read(self, views: Sequence[memoryview]) -> int:
+        """Fill ``views`` (not empty) from the start; the number of bytes, 0 at the end.
+
+        Raises BlockingIOError when there are none now.
+        """
         try:
-            own = nonblocking(fd, os.O_WRONLY)
-        except OSError:  # closed: as good as
-            own = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        self._output = Output(own, loop, self._writable, broken)
+            return os.readv(self._socket.fileno(), views)
+        except BlockingIOError:
+            raise
+        except OSError:  # ECONNRESET: the peer left without reading
+            return 0
 
-    def read(self, limit: int) -> bytes:
-        return b""
+    def peek(self, limit: int) -> bytes:
+        """At most ``limit`` bytes that ``read`` would give, b"" at the end.  Raises BlockingIOError."""
+        try:
+            return self._socket.recv(limit, socket.MSG_PEEK)
+        except BlockingIOError:
+            raise
+        except OSError:
+            return b""
 
-    def write(self, data: memoryview) -> int:
-        return self._output.write(data)
+    def write(self, views: Sequence[memoryview]) -> bool:
+        """Send ``views``; False when they do not fit into the buffer: then some of them are lost."""
+        return all(self._output.write(view) == len(view) for view in views)
 
-    def ended(self) -> None:
-        self._output.when_written(self._done)
+    def finish(self) -> None:
+        """The peer sees the end once it has all that was written."""
+        self._finishing = True
+        if not self.pending:
+            self._shutdown(socket.SHUT_WR)
 
-    def close(self) -> None:
-        super().close()
-        self._output.close()
+    def refuse(self) -> None:
+        """Nothing more is read: the peer cannot send any more."""
+        self.watch(False)
+        self._shutdown(socket.SHUT_RD)
+
+    def linger(self) -> None:
+        """The user is done with it; it closes as soon as the peer has all that was written."""
+        self.user = None
+        self._lingering = True
+        self.watch(False)
+        if not self.pending:
+            self.close()
+
+    def close(self, drain_seconds: float = 0.0) -> None:
+        """Close, after at most ``drain_seconds`` for what is pending.  Idempotent."""
+        if self._socket.fileno() < 0:
+            return
+        self.user = None
+        self.watch(False)
+        self._socket.detach()  # the descriptor is the output's
+        self._output.close(drain_seconds)
+        self._ended(self)
+
+    def _readable(self) -> None:
+        if self.user:
+            self.user.readable()
+
+    def _room(self) -> None:
+        if self._lingering:
+            if not self.pending:
+                self.close()
+            return
+        if self._finishing and not self.pending:
+            self._shutdown(socket.SHUT_WR)
+        if self.user:
+            self.user.drained()
+
+    def _failed(self) -> None:
+        if self._lingering:
+            self.close()
+        elif self.user:
+            self.user.failed()
+
+    def _shutdown(self, how: int) -> None:
+        try:
+            self._socket.shutdown(how)
+        except OSError:  # the peer is gone, which reading or writing tells
+            pass

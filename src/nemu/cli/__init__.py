@@ -1,6 +1,6 @@
 """The ``nemu`` command.  Each subcommand is a module that is imported only when it is used.
 
-A subcommand's module has ``register(subparsers)``, which adds its parser and sets the
+A subcommand's module has ``register(subparsers, name)``, which adds its parser and sets the
 default ``run`` to a function of the parsed arguments that gives the exit status.
 """
 

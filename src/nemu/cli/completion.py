@@ -32,10 +32,10 @@ class Command(NamedTuple):
     files: list[str]  # options that a path may follow
 
 
-def register(subparsers: Any) -> None:
+def register(subparsers: Any, name: str) -> None:
     """Add ``completion`` to the commands."""
     parser = subparsers.add_parser(
-        "completion", help="print a completion script for a shell", description=_DESCRIPTION
+        name, help="print a completion script for a shell", description=_DESCRIPTION
     )
     parser.add_argument("shell", choices=list(_SCRIPTS), help="the shell: %(choices)s")
     parser.set_defaults(run=run)
@@ -80,9 +80,10 @@ def _add(command: Command, action: argparse.Action) -> None:
 
 
 def _words(metavar: str) -> list[str]:
-    """``["off", "file="]`` of the metavar ``off|file=PATH``."""
+    """``["off", "file="]`` of the metavar ``PATH|off|file=PATH``."""
     forms = metavar.partition("[")[0].split("|")
-    return [form[: form.index("=") + 1] if "=" in form else form for form in forms] if len(forms) > 1 else []
+    words = [form[: form.index("=") + 1] if "=" in form else form for form in forms if not form.isupper()]
+    return words if len(forms) > 1 else []
 
 
 _BASH = """\

@@ -20,10 +20,10 @@ _VERDICTS = {
 }
 
 
-def register(subparsers: Any) -> None:
+def register(subparsers: Any, name: str) -> None:
     """Add ``doctor`` to the commands."""
     parser = subparsers.add_parser(
-        "doctor", help="tell what this host offers and what to do about a miss", description=_DESCRIPTION
+        name, help="tell what this host offers and what to do about a miss", description=_DESCRIPTION
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.set_defaults(run=run)

@@ -8,11 +8,9 @@ if TYPE_CHECKING:
     import argparse
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], name: str) -> None:
     """Add the ``guest`` command."""
-    parser = subparsers.add_parser(
-        "guest", help="build the small guest that `nemu run` boots without --kernel"
-    )
+    parser = subparsers.add_parser(name, help="build the small guest that `nemu run` boots without --kernel")
     commands = parser.add_subparsers(dest="guest_command", required=True, metavar="COMMAND")
     build = commands.add_parser(
         "build",

@@ -12,13 +12,22 @@ import nemu
 from nemu import syntax
 from nemu.errors import ConfigError
 
-# Each subcommand is the module of its name in this package; help lists them in this order.
+# Each subcommand is the module of its name in this package, or of _MODULES; help lists them in this order.
 COMMANDS = {
     "run": "start a virtual machine and wait for its end",
+    "ps": "list the running machines",
+    "stop": "shut a machine down, or end it",
+    "powerdown": "press a machine's power button",
+    "reset": "press a machine's reset button",
+    "pause": "hold a running machine",
+    "resume": "let a paused machine go on",
+    "console": "use the console of a running machine",
+    "qmp": "talk QMP to a running machine",
     "doctor": "tell what this host offers and what to do about a miss",
     "guest": "build the small guest that `nemu run` boots without --kernel",
     "completion": "print a completion script for a shell",
 }
+_MODULES = dict.fromkeys(("stop", "powerdown", "reset", "pause", "resume"), "control")
 
 _DESCRIPTION = """\
 nemu runs a Linux kernel on a virtual machine without legacy hardware, on KVM.
@@ -28,6 +37,7 @@ _EPILOG = """\
 examples:
   nemu run                     boot the small guest, which shows its machine
   nemu run --kernel /boot/vmlinuz --append console=hvc0 --disk root.img --net user
+  nemu ps                      what runs here; stop, pause, console and others take its name
   nemu doctor                  is this host good for nemu?
   nemu run --help              all about a machine's settings"""
 
@@ -81,7 +91,7 @@ def build(commands: Sequence[str]) -> Parser:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for name, about in COMMANDS.items():
         if name in commands:
-            import_module(f"nemu.cli.{name}").register(subparsers)
+            import_module(f"nemu.cli.{_MODULES.get(name, name)}").register(subparsers, name)
         else:
             subparsers.add_parser(name, help=about, add_help=False)
     return parser

@@ -48,10 +48,10 @@ examples:
           disk = ["root.img,readonly=on", { path = "data.img", serial = "data" }]"""
 
 
-def register(subparsers: Any) -> None:
+def register(subparsers: Any, name: str) -> None:
     """Add ``run`` to the commands."""
     parser = subparsers.add_parser(
-        "run",
+        name,
         help="start a virtual machine and wait for its end",
         description=_DESCRIPTION,
         epilog=_EPILOG,

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from nemu import syntax
 from nemu.config.setting import pairs, table
+from nemu.errors import ConfigError
 
 SERIAL_MAX = 20  # bytes (virtio 1.2, 5.2.6: VIRTIO_BLK_T_GET_ID)
 QUEUES_MAX = 16
 QCOW2_SUFFIX = ".qcow2"
 LIMIT_MAX = 1 << 62
+SCSI_ID_MAX, LUN_MAX = 255, 16383  # virtio 1.2, 5.6.6.1: one byte, flat space addressing
 
 
 class DiskConfig(NamedTuple):
-    """A virtio-blk disk on an image or a block device, or by vhost-user on a back end at ``socket``."""
+    """A disk on an image or a block device, or by vhost-user on a back end at ``socket``."""
 
     path: str
     readonly: bool = False
@@ -25,6 +27,9 @@ class DiskConfig(NamedTuple):
     iops: int = 0  # requests each second, 0: no limit
     bps: int = 0  # bytes each second, 0: no limit
     socket: str = ""  # then ``path`` is ""
+    bus: str = "virtio"  # or "scsi": a unit of the one SCSI controller
+    scsi_id: int = -1  # target and LUN there; -1: see scsi_addresses
+    lun: int = -1
 
     @property
     def in_process(self) -> bool:
@@ -54,12 +59,58 @@ class DiskConfig(NamedTuple):
             format=syntax.choice("raw", "qcow2"),
             iops=syntax.integer(1, LIMIT_MAX),
             bps=syntax.size,
+            bus=syntax.choice("virtio", "scsi"),
+            lun=syntax.integer(0, LUN_MAX),
+            **{"scsi-id": syntax.integer(0, SCSI_ID_MAX)},
         )
+        given["scsi_id"] = given.pop("scsi-id", -1)
         given.setdefault("format", "qcow2" if given["path"].endswith(QCOW2_SUFFIX) else "")
         disk = cls(**given)
         if disk.serial and not disk.in_process:
             raise ValueError("serial needs a raw image without limits: qemu-storage-daemon has no serials")
+        disk._check_bus()
         return disk
+
+    def _check_bus(self) -> None:
+        if self.bus != "scsi":
+            if self.scsi_id >= 0 or self.lun >= 0:
+                raise ValueError("scsi-id and lun need bus=scsi")
+        elif not self.in_process:
+            raise ValueError("bus=scsi needs a raw image without limits")
+        elif self.queues:
+            raise ValueError("queues is for virtio disks: SCSI disks share those of their controller")
+
+
+def scsi_addresses(disks: Sequence[DiskConfig]) -> list[tuple[int, int]]:
+    """(target, LUN) of each disk in ``disks`` that is on the SCSI bus, in their order.
+
+    A disk with a target only has its first free LUN; one without any, LUN 0 (or ``lun``) of the first target
+    where that is free.  Raises ConfigError for an address that is given twice, or when there is none left.
+    """
+    scsi = [disk for disk in disks if disk.bus == "scsi"]
+    taken: set[tuple[int, int]] = set()
+    for disk in scsi:
+        if disk.scsi_id >= 0 and disk.lun >= 0:
+            if (disk.scsi_id, disk.lun) in taken:
+                problem = f"scsi-id={disk.scsi_id},lun={disk.lun} is given twice"
+                raise ConfigError("--disk", disk.path, problem)
+            taken.add((disk.scsi_id, disk.lun))
+    return [_scsi_address(disk, taken) for disk in scsi]
+
+
+def _scsi_address(disk: DiskConfig, taken: set[tuple[int, int]]) -> tuple[int, int]:
+    """Where ``disk`` is, which is taken then."""
+    if disk.scsi_id >= 0 and disk.lun >= 0:
+        return disk.scsi_id, disk.lun
+    if disk.scsi_id >= 0:
+        candidates = ((disk.scsi_id, lun) for lun in range(LUN_MAX + 1))
+    else:
+        candidates = ((target, max(disk.lun, 0)) for target in range(SCSI_ID_MAX + 1))
+    for address in candidates:
+        if address not in taken:
+            taken.add(address)
+            return address
+    raise ConfigError("--disk", disk.path, "finds no free place on the SCSI bus; give it a scsi-id and a lun")
 
 
 def _serial(value: object) -> str:

@@ -16,10 +16,13 @@ from nemu.config.setting import Given, Kind, Setting, setting
 from nemu.errors import ConfigError
 
 if TYPE_CHECKING:
+    from nemu.config.balloon import BalloonConfig
     from nemu.config.disk import DiskConfig
     from nemu.config.fs import FsConfig
     from nemu.config.net import NetConfig
+    from nemu.config.pmem import PmemConfig
     from nemu.config.port import PortConfig
+    from nemu.config.qmp import QmpConfig
     from nemu.config.vhost_user import VhostUserConfig
     from nemu.config.vsock import VsockConfig
 
@@ -86,9 +89,10 @@ class MachineConfig:
             "disk",
             Kind("disk", "DiskConfig"),
             "PATH[,readonly=on|off][,serial=TEXT][,queues=N][,format=raw|qcow2][,iops=N][,bps=SIZE]"
-            "|vhost-user=SOCKET[,queues=N]",
+            "[,bus=virtio|scsi[,scsi-id=N][,lun=N]]|vhost-user=SOCKET[,queues=N]",
             "virtio disk on a raw or qcow2 image, on a block device, or by vhost-user on the back end at "
-            "SOCKET; repeat for more; a comma in PATH is written twice",
+            "SOCKET; with bus=scsi a disk of the one virtio SCSI controller; repeat for more; a comma in "
+            "PATH is written twice",
             many=True,
             paths=True,
             device=True,
@@ -99,9 +103,11 @@ class MachineConfig:
         Setting(
             "net",
             Kind("net", "NetConfig"),
-            "tap=NAME|fd=N|user|vhost-user=SOCKET[,mac=ADDRESS]",
-            "virtio network card on a tap, on an open tap inherited as descriptor N, by passt, which "
-            "needs no root, or by vhost-user on the back end at SOCKET; repeat for more",
+            "tap=NAME|fd=N|fds=N:N|user|vhost-user=SOCKET[,mac=ADDRESS][,queues=N][,vhost=on|off|auto]"
+            "[,vhostfds=N:N][,forward=tcp|udp:[ADDRESS:]PORT:PORT]",
+            "virtio network card on a tap, on one inherited as open descriptors, one a pair of queues, by "
+            "passt, which needs no root and leads ports of this host to the guest's, or by vhost-user on the "
+            "back end at SOCKET; repeat for more",
             many=True,
             path_keys=("vhost-user",),
             device=True,
@@ -135,6 +141,52 @@ class MachineConfig:
     )
     rng: bool = setting(
         True, Setting("rng", syntax.switch, "on|off", "virtio entropy device (default: on)", device=True)
+    )
+    pmems: tuple[PmemConfig, ...] = setting(
+        (),
+        Setting(
+            "pmem",
+            Kind("pmem", "PmemConfig"),
+            "PATH[,readonly=on|off]",
+            "persistent memory: a file of whole 2 MiB, mapped into the guest (/dev/pmem0, mount -o dax); "
+            "repeat for more",
+            many=True,
+            paths=True,
+            device=True,
+        ),
+    )
+    balloon: BalloonConfig | None = setting(
+        None,
+        Setting(
+            "balloon",
+            Kind("balloon", "BalloonConfig"),
+            "on|off|SIZE[,reporting=on|off][,deflate_on_oom=on|off][,statistics=SECONDS]",
+            "virtio balloon: memory that is free in the guest goes back to the host (reporting), and SIZE of "
+            "it from the start (default: off)",
+            device=True,
+        ),
+    )
+    watchdog: str = setting(
+        "off",
+        Setting(
+            "watchdog",
+            syntax.choice("off", "reset", "poweroff", "panic", "none"),
+            "off|reset|poweroff|panic|none",
+            "a watchdog, and what happens when the guest does not feed it; panic ends nemu with status 3, "
+            "none is only a line (default: off)",
+        ),
+    )
+    cloud_init: str = setting(
+        "",
+        Setting(
+            "cloud-init",
+            syntax.path,
+            "DIR",
+            "a seed for cloud-init (NoCloud), made of DIR's user-data, meta-data, network-config and "
+            "vendor-data, as one more read-only disk",
+            paths=True,
+            device=True,
+        ),
     )
     vsock: VsockConfig | None = setting(
         None,
@@ -240,7 +292,7 @@ class MachineConfig:
                 how: Setting = item.metadata["setting"]
                 given = values[item.name]
                 if given is not None or item.default is not None:
-                    load = getattr(how.read, "load", _as_it_is)
+                    load = getattr(how.read, "load", lambda value: value)
                     values[item.name] = tuple(map(load, given)) if how.many else load(given)
             return cls(**values)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
@@ -258,6 +310,36 @@ class RunOptions:
     report: str = setting(
         "",
         Setting("report", syntax.path, "FILE", "write times, exits, memory and devices as JSON", paths=True),
+    )
+    name: str = setting(
+        "",
+        Setting(
+            "name",
+            syntax.machine_name,
+            "NAME",
+            "how nemu ps, nemu stop and the others call it (default: vm-PID)",
+        ),
+    )
+    start: str = setting(
+        "running",
+        Setting(
+            "start",
+            syntax.choice("running", "paused"),
+            "running|paused",
+            "paused holds the CPUs before the first instruction, until nemu resume (default: running)",
+        ),
+    )
+    qmp: tuple[QmpConfig, ...] = setting(
+        (),
+        Setting(
+            "qmp",
+            Kind("qmp", "QmpConfig"),
+            "PATH|fd=N|tcp=127.0.0.1:PORT|off",
+            "serve QMP clients on a Unix socket, an inherited socket or a port of the loopback interface; "
+            "repeat for more; off leaves out nemu's own socket, by which nemu ps finds it",
+            many=True,
+            paths=True,
+        ),
     )
     host: str = setting(
         "auto",
@@ -311,8 +393,4 @@ def _plain(value: Any) -> Any:
     """``value`` with named tuples as mappings, as ``Kind.load`` takes them."""
     if isinstance(value, tuple):
         return value._asdict() if hasattr(value, "_asdict") else [_plain(one) for one in value]
-    return value
-
-
-def _as_it_is(value: Any) -> Any:
     return value

@@ -50,8 +50,9 @@ class Kind:
         return self._class().read(value)
 
     def load(self, values: Mapping[str, Any]) -> Any:
-        """The inverse of ``_asdict``.  TypeError for values of anything else."""
-        return self._class()(**values)
+        """The inverse of ``_asdict``, by ``load`` of a class that has it.  TypeError for other values."""
+        kind = self._class()
+        return kind.load(values) if hasattr(kind, "load") else kind(**values)
 
     def _class(self) -> Any:
         from importlib import import_module

@@ -65,8 +65,8 @@ class _Node(NamedTuple):
 
 _NODES = (
     _Node("tun", OPTIONAL, "/dev/net/tun", "tun", "--net tap=NAME"),
-    _Node("vhost-net", UNUSED, "/dev/vhost-net", "vhost_net", "packets moved by the host kernel"),
-    _Node("vhost-vsock", UNUSED, "/dev/vhost-vsock", "vhost_vsock", "sockets between host and guest"),
+    _Node("vhost-net", OPTIONAL, "/dev/vhost-net", "vhost_net", "--net tap=NAME without a detour"),
+    _Node("vhost-vsock", OPTIONAL, "/dev/vhost-vsock", "vhost_vsock", "--vsock cid=N"),
 )
 # Some programs that nobody types lie beside the PATH.
 _SEARCH_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin:/usr/libexec:/usr/lib/qemu"
@@ -165,7 +165,6 @@ def _optional() -> Iterator[Finding]:
 
 def _unused() -> Iterator[Finding]:
     yield from _programs(UNUSED)
-    yield from _nodes(UNUSED)
     yield Finding("firmware", UNUSED, True, "nemu loads kernels itself")
 
 

@@ -26,6 +26,14 @@ MODULES = (
     "overlay",  # with virtiofs: the root of `nemu run -- COMMAND`
     "button",  # with evdev: the power button
     "evdev",
+    "virtio_pmem",  # with nd_pmem: --pmem
+    "nd_pmem",
+    "virtio_balloon",
+    "wdat_wdt",  # --watchdog
+    "isofs",  # --cloud-init
+    "vmw_vsock_virtio_transport",
+    "virtio_scsi",
+    "sd_mod",
     "virtio_mmio",  # not for nemu's machine: the same guest then also runs on QEMU's microvm
 )
 # loglevel=3 hides one complaint of Linux: that there is no console before its module is loaded.

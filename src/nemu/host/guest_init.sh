@@ -67,6 +67,7 @@ describe() { # describe VENDOR DEVICE CLASS: a name for a PCI function in $name
     0x1af4:0x1048) name="virtio SCSI" ;;
     0x1af4:0x1053) name="virtio socket" ;;
     0x1af4:0x105a) name="virtio file system" ;;
+    0x1af4:0x105b) name="virtio memory" ;;
     0x1af4:0x10[0-3]?) name="transitional virtio" ;;
     *) case $3 in
         0x0600*) name="host bridge" ;;

@@ -7,39 +7,15 @@ with the kernel's headers.
 
 from __future__ import annotations
 
-from ctypes import Structure, Union, c_int32, c_uint8, c_uint16, c_uint32, c_uint64, sizeof
+from ctypes import Structure, Union, c_int32, c_uint8, c_uint16, c_uint32, c_uint64
+
+from nemu.ioctl import Family
 
 KVMIO = 0xAE
-_WRITE, _READ = 1, 2  # from the caller's side, include/uapi/asm-generic/ioctl.h
+_kvm = Family(KVMIO)
+io, ior, iow, iowr = _kvm.io, _kvm.ior, _kvm.iow, _kvm.iowr
 
 KVM_API_VERSION = 12
-
-
-class Ioctl(int):
-    """An ioctl number that knows its ``name`` for error messages."""
-
-    name: str
-
-    def __new__(cls, name: str, direction: int, number: int, size: int) -> Ioctl:
-        self = super().__new__(cls, direction << 30 | size << 16 | KVMIO << 8 | number)
-        self.name = name
-        return self
-
-
-def io(name: str, number: int) -> Ioctl:
-    return Ioctl(name, 0, number, 0)
-
-
-def ior(name: str, number: int, argument: type[Structure]) -> Ioctl:
-    return Ioctl(name, _READ, number, sizeof(argument))
-
-
-def iow(name: str, number: int, argument: type[Structure]) -> Ioctl:
-    return Ioctl(name, _WRITE, number, sizeof(argument))
-
-
-def iowr(name: str, number: int, argument: type[Structure]) -> Ioctl:
-    return Ioctl(name, _READ | _WRITE, number, sizeof(argument))
 
 
 # --- structures -----------------------------------------------------------------------
@@ -140,6 +116,10 @@ class kvm_msi(Structure):
 
 class kvm_irq_level(Structure):
     _fields_ = [("irq", c_uint32), ("level", c_uint32)]
+
+
+class kvm_device_attr(Structure):
+    _fields_ = [("flags", c_uint32), ("group", c_uint32), ("attr", c_uint64), ("addr", c_uint64)]
 
 
 class kvm_enable_cap(Structure):
@@ -269,3 +249,7 @@ KVM_SIGNAL_MSI = iow("KVM_SIGNAL_MSI", 0xA5, kvm_msi)
 
 # a vCPU
 KVM_RUN = io("KVM_RUN", 0x80)
+# KVM_CAP_VCPU_ATTRIBUTES (as well as of devices and VMs)
+KVM_SET_DEVICE_ATTR = iow("KVM_SET_DEVICE_ATTR", 0xE1, kvm_device_attr)
+KVM_GET_DEVICE_ATTR = iow("KVM_GET_DEVICE_ATTR", 0xE2, kvm_device_attr)
+KVM_HAS_DEVICE_ATTR = iow("KVM_HAS_DEVICE_ATTR", 0xE3, kvm_device_attr)

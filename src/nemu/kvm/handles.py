@@ -6,47 +6,20 @@ may be called twice.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import mmap
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nemu.errors import HostError
+from nemu.ioctl import Handle, with_tail
 from nemu.kvm import abi
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nemu.kvm.abi import Ioctl
-
 DEV_KVM = "/dev/kvm"
-
-
-def with_tail(header: type[ctypes.Structure], entry: type[ctypes.Structure], count: int) -> Any:
-    """An instance of ``header`` followed by ``count`` of ``entry``, as ``.head`` and ``.entries``."""
-    fields = [("head", header), ("entries", entry * count)]
-    return type(header.__name__, (ctypes.Structure,), {"_fields_": fields})()
-
-
-class Handle:
-    """A descriptor and its ioctls."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def call(self, number: Ioctl, argument: Any = 0) -> int:
-        """ioctl with an integer below 2^31 or a ctypes structure; the result, or HostError."""
-        try:
-            return int(fcntl.ioctl(self.fd, number, argument))
-        except OSError as error:
-            raise HostError(f"{number.name}: {error.strerror}") from error
-
-    def close(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
 
 
 class System(Handle):
@@ -157,6 +130,8 @@ class Vcpu(Handle):
         except (InterruptedError, BlockingIOError):  # EAGAIN: an AP that still waits for INIT-SIPI
             return False
         except OSError as error:
+            if error.errno == errno.EFAULT:
+                raise HostError("the guest touched memory that the host cannot give it") from error
             raise HostError(f"KVM_RUN: {error.strerror}") from error
         return True
 

@@ -38,6 +38,8 @@ class VcpuThread(threading.Thread):
 
     ``failed`` gets whatever ends the thread early, in this thread.  ``exits`` counts the
     returns to userspace by kind; ``first_run`` is time.monotonic() before the first KVM_RUN.
+
+    Paused, it is outside the guest and makes no access, not even one that the guest has begun.
     """
 
     def __init__(
@@ -57,6 +59,10 @@ class VcpuThread(threading.Thread):
         self._lock = lock
         self._failed = failed
         self._stopping = False
+        self._may_run = threading.Event()
+        self._may_run.set()
+        self._inside = False  # in KVM_RUN, or just before or behind it
+        self._left = threading.Event()  # it came out of KVM_RUN while it may not run
         # A thread that has ended must not be signalled: its handle may be another's by then.
         self._kick_lock = threading.Lock()
         self._kickable = False
@@ -65,19 +71,43 @@ class VcpuThread(threading.Thread):
 
     def stop(self) -> None:
         """Ask the thread to end; it does so after the exit at hand.  From any thread."""
-        self._stopping = True
+        with self._kick_lock:
+            self._stopping = True
+            self._kick()
+        self._may_run.set()
+
+    def pause(self) -> None:
+        """Call it out of the guest until ``resume``.  With the machine lock held."""
+        with self._kick_lock:
+            self._may_run.clear()
+            self._left.clear()
+            self._kick()
+
+    def wait_paused(self) -> None:
+        """Return when it is outside the guest, after ``pause``."""
+        if self._inside:
+            self._left.wait()
+
+    def resume(self) -> None:
+        """Let it go on.  With the machine lock held."""
+        with self._kick_lock:
+            if not self._stopping:
+                self._vcpu.run.immediate_exit = 0
+        self._may_run.set()
+
+    def _kick(self) -> None:
         # Before the signal: if that comes just before KVM_RUN is entered, this flag still ends it.
         self._vcpu.run.immediate_exit = 1
-        with self._kick_lock:
-            if self._kickable and self.ident is not None:
-                signal.pthread_kill(self.ident, KICK_SIGNAL)
+        if self._kickable and self.ident is not None:
+            signal.pthread_kill(self.ident, KICK_SIGNAL)
 
     def run(self) -> None:
         self._kickable = True
         try:
+            self._may_run.wait()
             self.first_run = time.monotonic()
             while not self._stopping:
-                if self._vcpu.enter():
+                if self._enter():
                     self._handle(self._vcpu.run.exit_reason)
         except BaseException as error:  # whatever it is, the main thread has to hear of it
             self._failed(error)
@@ -85,13 +115,33 @@ class VcpuThread(threading.Thread):
             with self._kick_lock:
                 self._kickable = False
 
+    def _enter(self) -> bool:
+        """Run the guest until the next exit; False where there is none to handle."""
+        self._may_run.wait()
+        self._inside = True
+        try:
+            return self._vcpu.enter()
+        finally:
+            self._inside = False
+            if not self._may_run.is_set():
+                self._left.set()
+
+    def _access(self, make: Callable[[], None]) -> None:
+        """``make`` an access of the guest, with the machine lock held."""
+        while not self._stopping:  # the machine may be half taken apart
+            with self._lock:
+                if self._may_run.is_set() and not self._stopping:
+                    make()
+                    return
+            self._may_run.wait()
+
     def _handle(self, reason: int) -> None:
         self.exits[_EXIT_NAMES.get(reason, f"reason{reason}")] += 1
         match reason:
             case abi.KVM_EXIT_MMIO:
-                self._mmio()
+                self._access(self._mmio)
             case abi.KVM_EXIT_IO:
-                self._port_io()
+                self._access(self._port_io)
             case abi.KVM_EXIT_INTR | abi.KVM_EXIT_IRQ_WINDOW_OPEN:
                 pass
             case abi.KVM_EXIT_SHUTDOWN:
@@ -108,27 +158,21 @@ class VcpuThread(threading.Thread):
     def _mmio(self) -> None:
         mmio = self._vcpu.run.mmio
         width = mmio.len
-        with self._lock:
-            if self._stopping:  # the machine may be half taken apart
-                return
-            if mmio.is_write:
-                value = int.from_bytes(bytes(mmio.data)[:width], "little")
-                self._memory_bus.write(mmio.phys_addr, width, value)
-            else:
-                value = self._memory_bus.read(mmio.phys_addr, width)
-                mmio.data[:width] = value.to_bytes(width, "little")
+        if mmio.is_write:
+            value = int.from_bytes(bytes(mmio.data)[:width], "little")
+            self._memory_bus.write(mmio.phys_addr, width, value)
+        else:
+            value = self._memory_bus.read(mmio.phys_addr, width)
+            mmio.data[:width] = value.to_bytes(width, "little")
 
     def _port_io(self) -> None:
         """``count`` accesses of ``size`` bytes to one port (INS and OUTS have more than one)."""
         io = self._vcpu.run.io
         address = ctypes.addressof(self._vcpu.run) + io.data_offset
         data = (ctypes.c_uint8 * (io.size * io.count)).from_address(address)
-        with self._lock:
-            if self._stopping:
-                return
-            for start in range(0, len(data), io.size):
-                part = slice(start, start + io.size)
-                if io.direction == abi.KVM_EXIT_IO_OUT:
-                    self._port_bus.write(io.port, io.size, int.from_bytes(bytes(data[part]), "little"))
-                else:
-                    data[part] = self._port_bus.read(io.port, io.size).to_bytes(io.size, "little")
+        for start in range(0, len(data), io.size):
+            part = slice(start, start + io.size)
+            if io.direction == abi.KVM_EXIT_IO_OUT:
+                self._port_bus.write(io.port, io.size, int.from_bytes(bytes(data[part]), "little"))
+            else:
+                data[part] = self._port_bus.read(io.port, io.size).to_bytes(io.size, "little")

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from nemu.interfaces import PciBar, PciFunctionInfo
 from nemu.pci import config, msix
 
 if TYPE_CHECKING:
@@ -63,6 +64,21 @@ class PciFunction:
         for start, end, callback in self._watched:
             if offset < end and start < offset + width:
                 callback()
+
+    def describe(self, slot: int) -> PciFunctionInfo:
+        """The function in device ``slot`` as it is now."""
+        space, window = self.config, self._window
+        bars = () if window is None else (PciBar(0, window.size, self._placed_at, True, False),)
+        return PciFunctionInfo(
+            name="" if window is None else window.name,
+            slot=slot,
+            vendor=space.u16(config.VENDOR_ID),
+            device=space.u16(config.DEVICE_ID),
+            subsystem_vendor=space.u16(config.SUBSYSTEM_VENDOR_ID),
+            subsystem=space.u16(config.SUBSYSTEM_ID),
+            class_code=space.u16(config.CLASS_CODE + 1),
+            bars=bars,
+        )
 
     def _update_bar(self) -> None:
         assert self._window is not None

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from nemu.bus.regmap import ones
-from nemu.interfaces import Window
+from nemu.interfaces import PciFunctionInfo, Window
 from nemu.pci import config
 from nemu.pci.config import SIZE, ConfigSpace
 from nemu.pci.function import PciFunction
@@ -59,6 +59,10 @@ class HostBridge:
         function = PciFunction(space, self._bus, self._apertures)
         self._functions[slot] = function
         return function
+
+    def describe(self) -> list[PciFunctionInfo]:
+        """Every function of the bus, by slot."""
+        return [function.describe(slot) for slot, function in sorted(self._functions.items())]
 
     def free_slot(self) -> int | None:
         """The lowest device number without a function."""

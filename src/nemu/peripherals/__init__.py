@@ -16,6 +16,8 @@ from nemu.peripherals.kind import Peripheral, Run
 if TYPE_CHECKING:
     from nemu.backends.chardev import Chardev
     from nemu.config import MachineConfig
+    from nemu.devices.watchdog import Sticky
+    from nemu.interfaces import BlockInfo, ChardevInfo
     from nemu.loop import Loop
     from nemu.machine import Machine
     from nemu.peripherals.command import Command
@@ -24,20 +26,29 @@ if TYPE_CHECKING:
 # (field of MachineConfig, module here, class), in the order of their slots on the bus behind the console's.
 KINDS = (
     ("disks", "disks", "Disks"),
+    ("cloud_init", "cloud_init", "CloudInit"),
     ("nets", "nets", "Nets"),
     ("vhost_users", "vhost_users", "VhostUsers"),
     ("filesystems", "filesystems", "Filesystems"),
     ("rng", "rng", "Rng"),
     ("ports", "ports", "Ports"),
     ("command", "command", "Command"),
+    ("pmems", "pmems", "Pmems"),
+    ("balloon", "balloon", "BalloonDevice"),
     ("vsock", "vsock", "Vsock"),
 )
+
+
+def _sticky() -> Sticky:
+    from nemu.devices.watchdog import Sticky
+
+    return Sticky()
 
 
 class Peripherals:
     """Everything open; raises ConfigError and HostError, with nothing left open.
 
-    ``leave`` is called when the user leaves by the console's keyboard.
+    ``leave`` is called when the user leaves by the console's keyboard.  ``watchdog`` survives a reset.
     """
 
     def __init__(self, config: MachineConfig, loop: Loop, leave: Callable[[], None]) -> None:
@@ -51,6 +62,7 @@ class Peripherals:
                     self._open.append(kind(run))
             # It has another look than the other kinds: the run ends with it.
             self.command: Command | None = self._open[-1] if config.command else None  # type: ignore[assignment]
+            self.watchdog = _sticky() if config.watchdog != "off" else None
             self._consoles = Consoles(run)
             self._open.insert(0, self._consoles)
         except BaseException:
@@ -81,6 +93,14 @@ class Peripherals:
         """New virtio devices on the open backends, in the order of their slots."""
         for kind in self._open:
             yield from kind.devices(machine)
+
+    def blocks(self) -> list[BlockInfo]:
+        """Every disk."""
+        return [block for kind in self._open for block in kind.blocks()]
+
+    def chardevs(self) -> list[ChardevInfo]:
+        """Every character backend."""
+        return [chardev for kind in self._open for chardev in kind.chardevs()]
 
     def drain(self) -> None:
         """Wait for I/O in flight: a write of one machine must not land under the next one's eyes."""

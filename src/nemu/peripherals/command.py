@@ -9,7 +9,7 @@ from signal import Signals
 from typing import TYPE_CHECKING
 
 from nemu.backends.command_control import CommandControl
-from nemu.backends.stream import InputStream, OutputStream
+from nemu.backends.std_streams import InputStream, OutputStream
 from nemu.command.archive import archive
 from nemu.machine import Outcome
 from nemu.peripherals.kind import Peripheral, Run

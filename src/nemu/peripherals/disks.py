@@ -1,4 +1,4 @@
-"""``--disk``: virtio-blk on disk images, served here or by a vhost-user back end."""
+"""``--disk``: disk images, served here by virtio-blk or virtio-scsi, or by a vhost-user back end."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from nemu.backends.disk import Disk
+from nemu.interfaces import BlockInfo
 from nemu.peripherals.kind import Peripheral, Run, warn
 from nemu.virtio.blk import VirtioBlk
 
@@ -33,14 +34,25 @@ class Disks(Peripheral):
 
         return VhostUserDisk(disk, self._queues, self._loop, warn)
 
+    def blocks(self) -> Iterator[BlockInfo]:
+        for number, disk in enumerate(self._disks):
+            yield BlockInfo(f"virtio-blk{number}", disk.path, disk.size, disk.readonly)
+
     def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
+        scsi = []
         for number, (config, disk) in enumerate(zip(self._config.disks, self._disks, strict=True)):
             name = f"virtio-blk{number}"
-            if isinstance(disk, Disk):
+            if isinstance(disk, Disk) and config.bus == "scsi":
+                scsi.append((config, disk))
+            elif isinstance(disk, Disk):
                 queues = config.queues or self._queues
                 yield VirtioBlk(name, disk, machine.lock, machine.loop, queues=queues, serial=config.serial)
             else:
                 yield disk.device(name, machine.ram)
+        if scsi:
+            from nemu.peripherals.scsi import controller
+
+            yield controller(scsi, machine, self._queues)
 
     def drain(self) -> None:
         for disk in self._disks:

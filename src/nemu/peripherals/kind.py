@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from nemu.config import MachineConfig
+    from nemu.interfaces import BlockInfo, ChardevInfo
     from nemu.loop import Loop
     from nemu.machine import Machine
     from nemu.virtio.device import VirtioDevice
@@ -53,6 +54,14 @@ class Peripheral:
     def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
         """New devices on the open backends."""
         return iter(())
+
+    def blocks(self) -> Iterable[BlockInfo]:
+        """The disks among its backends."""
+        return ()
+
+    def chardevs(self) -> Iterable[ChardevInfo]:
+        """The character backends among its backends."""
+        return ()
 
     def drain(self) -> None:
         """Wait for I/O in flight: a write of one machine must not land under the next one's eyes."""

@@ -1,18 +1,21 @@
-"""``--net``: virtio-net on taps and passt."""
+"""``--net``: virtio-net on taps, by the host kernel (vhost-net) or here, and on passt."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
+from nemu.errors import HostError
 from nemu.peripherals.kind import Peripheral, Run, warn
 from nemu.virtio.net import VirtioNet, stable_mac
 
 if TYPE_CHECKING:
     from nemu.backends.netdev import NetBackend
     from nemu.backends.passt import Passt
+    from nemu.backends.tap import Tap
     from nemu.config.net import NetConfig
     from nemu.machine import Machine
+    from nemu.vhost.net import NetPlane
     from nemu.vhost.user.net import VhostUserNet
     from nemu.virtio.device import VirtioDevice
 
@@ -24,7 +27,8 @@ class Nets(Peripheral):
         self._starting: list[Passt] = []
         self._ports = [self._open_port(net) for net in run.config.nets]
 
-    def _open_port(self, net: NetConfig) -> NetBackend | VhostUserNet:
+    def _open_port(self, net: NetConfig) -> NetBackend | VhostUserNet | list[NetPlane]:
+        """The backend of ``net``, or what serves it in the host kernel or in another process."""
         if net.backend == "vhost-user":
             from nemu.vhost.user.net import VhostUserNet
 
@@ -32,12 +36,33 @@ class Nets(Peripheral):
         if net.backend == "user":
             from nemu.backends.passt import Passt
 
-            passt = self._keep(Passt())
+            passt = self._keep(Passt(forward=net.forward))
             self._starting.append(passt)
             return passt
+        taps = self._open_taps(net)
+        return self._open_planes(net, taps) or taps[0]
+
+    def _open_taps(self, net: NetConfig) -> list[Tap]:
         from nemu.backends.tap import inherited_tap, open_tap
 
-        return self._keep(inherited_tap(net.fd) if net.backend == "fd" else open_tap(net.tap))
+        if net.backend == "fd":
+            return [self._keep(inherited_tap(fd)) for fd in net.fds]
+        return [self._keep(open_tap(net.tap, queues=net.queues)) for _ in range(net.queues)]
+
+    def _open_planes(self, net: NetConfig, taps: list[Tap]) -> list[NetPlane]:
+        """None where the host kernel shall not, or cannot and need not, move the packets."""
+        if net.vhost == "off":
+            return []
+        from nemu.vhost.net import open_planes
+
+        try:
+            planes = open_planes(taps, net.vhostfds)
+        except HostError as error:
+            if net.vhost == "auto" and len(taps) == 1 and not net.vhostfds:
+                return []
+            needed = ",vhost=on" if net.vhost == "on" else ""
+            raise HostError(f"--net {net}{needed}: needs vhost-net: {error}") from error
+        return [self._keep(plane) for plane in planes]
 
     def ready(self) -> None:
         while self._starting:
@@ -45,8 +70,15 @@ class Nets(Peripheral):
 
     def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
         for number, (config, port) in enumerate(zip(self._config.nets, self._ports, strict=True)):
-            mac = bytes.fromhex(config.mac.replace(":", "")) or stable_mac(f"{port.name} {number}")
             name = f"virtio-net{number}"
+            given = bytes.fromhex(config.mac.replace(":", ""))
+            if isinstance(port, list):
+                from nemu.vhost.net import VhostNet
+
+                mac = given or stable_mac(f"{port[0].tap.name} {number}")
+                yield VhostNet(name, port, mac, ram=machine.ram, loop=machine.loop, warn=warn)
+                continue
+            mac = given or stable_mac(f"{port.name} {number}")
             if config.backend == "vhost-user":
                 yield cast("VhostUserNet", port).device(name, mac, machine.ram)
             else:

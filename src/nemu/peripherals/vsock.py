@@ -10,21 +10,41 @@ from nemu.peripherals.kind import Peripheral, Run
 
 if TYPE_CHECKING:
     from nemu.machine import Machine
+    from nemu.vhost.vsock import VsockPlane
     from nemu.virtio.device import VirtioDevice
+
+NAME = "virtio-vsock0"
 
 
 class Vsock(Peripheral):
     """The socket device."""
 
     def _open(self, run: Run) -> None:
-        assert run.config.vsock
-        if not run.config.vsock.socket:
-            raise HostError("--vsock: the host kernel's data plane is not there yet")
+        config = run.config.vsock
+        assert config
+        self._plane: VsockPlane | None = None
+        if config.socket:
+            from nemu.backends.vsock_socket import VsockSocket
+
+            self._socket = self._keep(VsockSocket(config.socket, run.loop))
+        else:
+            from nemu.vhost.kernel import open_device
+            from nemu.vhost.vsock import DEVICE, VsockPlane
+
+            try:
+                fd = config.vhostfd if config.vhostfd >= 0 else open_device(DEVICE, "vhost_vsock")
+                self._plane = self._keep(VsockPlane(fd, config.cid))
+            except HostError as error:
+                raise HostError(f"--vsock cid={config.cid}: {error}") from error
 
     def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
         config = self._config.vsock
         assert config
-        if config.socket:
-            from nemu.virtio.vsock import VirtioVsock  # type: ignore[import-untyped]
+        if self._plane:
+            from nemu.vhost.vsock import VhostVsock
 
-            yield VirtioVsock("virtio-vsock0", config.cid, config.socket, machine.loop)
+            yield VhostVsock(NAME, self._plane, machine.ram, machine.loop)
+        else:
+            from nemu.virtio.vsock import VirtioVsock
+
+            yield VirtioVsock(NAME, config.cid, self._socket, machine.loop)

@@ -6,10 +6,12 @@ opens them says so.  But nothing is left behind by a mistake that is found here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from nemu import syntax
 from nemu.errors import ConfigError
 from nemu.validate import paths
 
@@ -25,6 +27,8 @@ KINDS = (
     ("nets", "nets"),
     ("filesystems", "filesystems"),
     ("ports", "ports"),
+    ("pmems", "pmems"),
+    ("cloud_init", "cloud_init"),
     ("vhost_users", "vhost_users"),
     ("vsock", "vsock"),
 )
@@ -35,12 +39,15 @@ def validate(config: MachineConfig, options: RunOptions) -> None:
     _check_command(config)
     _check_boot(config)
     _check_count(config)
+    _check_balloon(config)
     for field, module in KINDS:
         if value := getattr(config, field):
             import_module(f"nemu.validate.{module}").check(value)
     _check_chardev("--console", config.console)
     _check_chardev("--serial", config.serial)
     _check_shared(config)
+    if options.qmp:
+        import_module("nemu.validate.qmp").check(options.qmp)
     if options.report:
         paths.output("--report", options.report)
 
@@ -77,7 +84,7 @@ def _check_count(config: MachineConfig) -> None:
         how: Setting = item.metadata["setting"]
         if how.device:
             value = getattr(config, item.name)
-            counts[f"--{how.option}"] = len(value) if how.many else bool(value)
+            counts[f"--{how.option}"] = _slots(value) if how.many else bool(value)
     counts["--port"] = bool(config.ports) + bool(config.command)  # one device for all
     count = 1 + sum(counts.values())  # the console
     if count > MAX_DEVICES:
@@ -103,6 +110,18 @@ def _check_shared(config: MachineConfig) -> None:
 
 def _place(chardev: ChardevConfig) -> str:
     return f"{chardev.kind}={chardev.path}" if chardev.path else chardev.kind
+
+
+def _check_balloon(config: MachineConfig) -> None:
+    if config.balloon and config.balloon.size >= config.memory:
+        problem = f"must be less than the {syntax.show_size(config.memory)} of --memory"
+        raise ConfigError("--balloon", syntax.show_size(config.balloon.size), problem)
+
+
+def _slots(devices: Sequence[object]) -> int:
+    """How many places on the bus ``devices`` take: SCSI disks have one together, their controller's."""
+    scsi = len([device for device in devices if getattr(device, "bus", "") == "scsi"])
+    return len(devices) - max(scsi - 1, 0)
 
 
 def _check_chardev(option: str, chardev: ChardevConfig) -> None:

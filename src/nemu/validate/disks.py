@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
-from nemu.config.disk import DiskConfig
+from nemu.config.disk import DiskConfig, scsi_addresses
 from nemu.errors import ConfigError
 from nemu.validate import paths
 
@@ -21,15 +21,12 @@ def check(disks: tuple[DiskConfig, ...]) -> None:
         else:
             _check_image(disk)
     _check_shared(disks)
+    scsi_addresses(disks)
 
 
 def _check_image(disk: DiskConfig) -> None:
-    found = paths.readable("--disk", disk.path)
+    found = paths.image("--disk", disk.path, disk.readonly)
     regular = stat.S_ISREG(found.st_mode)
-    if not (regular or stat.S_ISBLK(found.st_mode)):
-        raise ConfigError("--disk", disk.path, "must be an image or a block device")
-    if not disk.readonly and not os.access(disk.path, os.W_OK):
-        raise ConfigError("--disk", disk.path, "cannot be written; add ,readonly=on")
     if disk.format != "qcow2" and regular and (found.st_size == 0 or found.st_size % SECTOR):
         raise ConfigError(
             "--disk",

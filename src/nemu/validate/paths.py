@@ -79,3 +79,13 @@ def folder(option: str, path: str) -> None:
         raise ConfigError(option, path, f"there is no directory {folder}")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(option, path, f"no permission to make a file in {folder}")
+
+
+def image(option: str, path: str, readonly: bool) -> os.stat_result:
+    """Raise ConfigError unless ``path`` is a file or a block device that can be used so."""
+    found = readable(option, path)
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISBLK(found.st_mode)):
+        raise ConfigError(option, path, "must be a raw image or a block device")
+    if not readonly and not os.access(path, os.W_OK):
+        raise ConfigError(option, path, "cannot be written; add ,readonly=on")
+    return found

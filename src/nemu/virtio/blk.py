@@ -1,8 +1,8 @@
 """virtio-blk on a disk of the host (virtio 1.2, section 5.2).
 
-Requests are taken in the loop thread.  What the host's page cache has is read there and then; for
-the rest the disk's worker threads move the data straight between the image and guest RAM and
-complete the request with the machine lock held.
+Requests are taken in the loop thread.  What the host's page cache has, or takes without waiting, is
+copied there and then; for the rest the disk's worker threads move the data straight between the
+image and guest RAM and complete the request with the machine lock held.
 
 Threat note: a request is checked here in full, with values copied out of guest RAM once, before
 a worker sees it: type, range within the capacity, writable or not.  What the guest changes
@@ -18,10 +18,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nemu import iovec
-from nemu.backends.disk import SECTOR, Disk
+from nemu.backends.disk import MAX_CACHED, MAX_DISCARD, MAX_ZEROES, SECTOR, Disk
 from nemu.errors import GuestError
 from nemu.interfaces import EventLoop
 from nemu.virtio.device import MachineLock, Transport, VirtioDevice, again, drain
+from nemu.virtio.in_flight import InFlight, Io
 from nemu.virtio.queue import Chain, Queue
 
 QUEUE_SIZE = 256
@@ -43,20 +44,15 @@ S_OK, S_IOERR, S_UNSUPP = 0, 1, 2
 ID_BYTES = 20
 WRITE_ZEROES_FLAG_UNMAP = 1
 
-MAX_DISCARD_SECTORS = 1 << 21  # 1 GiB
+MAX_DISCARD_SECTORS = MAX_DISCARD // SECTOR
 MAX_DISCARD_SEGMENTS = 16
-MAX_WRITE_ZEROES_SECTORS = 1 << 17  # 64 MiB, since a file system without fallocate has to write them
-
-# A copy out of the page cache takes less than waking a worker; a long one would hold up the loop.
-MAX_CACHED_READ = 128 * 1024
+MAX_WRITE_ZEROES_SECTORS = MAX_ZEROES // SECTOR
 
 _HEADER = struct.Struct("<IIQ")  # type, reserved, sector
 _SEGMENT = struct.Struct("<QII")  # sector, num_sectors, flags
 # 5.2.4: capacity, size_max, seg_max, geometry (3), blk_size, topology (4), writeback, unused,
 # num_queues, discard (3), write zeroes (2), write_zeroes_may_unmap, unused
 _CONFIG = struct.Struct("<QIIHBBIBBHIBxHIIIIIB3x")
-
-Io = Callable[[], None]  # what a worker does for a request; raises OSError
 
 
 class _RefusedError(Exception):
@@ -69,13 +65,12 @@ class _RefusedError(Exception):
 
 @dataclass(slots=True)
 class _Active:
-    """One activation.  ``done`` is set once it is over; it outlives that until no I/O is in flight."""
+    """One activation, which lives until its last I/O has ended."""
 
     features: int
     queues: tuple[Queue | None, ...]
     transport: Transport
-    in_flight: int = 0
-    done: Callable[[], None] | None = None
+    in_flight: InFlight
 
 
 @dataclass(slots=True)
@@ -115,7 +110,7 @@ class VirtioBlk(VirtioDevice):
         self._active: _Active | None = None
 
     def activate(self, features: int, queues: tuple[Queue | None, ...], transport: Transport) -> None:
-        self._active = _Active(features, queues, transport)
+        self._active = _Active(features, queues, transport, InFlight(self._lock))
 
     def notify(self, index: int) -> None:
         active = self._active
@@ -125,8 +120,8 @@ class VirtioBlk(VirtioDevice):
 
     def deactivate(self, done: Callable[[], None]) -> None:
         active, self._active = self._active, None
-        if active and active.in_flight:
-            active.done = done
+        if active:
+            active.in_flight.end(done)
         else:
             done()
 
@@ -147,8 +142,7 @@ class VirtioBlk(VirtioDevice):
         if io is None:
             request.complete(S_OK)
         else:
-            active.in_flight += 1
-            self._disk.submit(lambda: self._work(request, io))
+            active.in_flight.submit(self._disk, io, lambda error: self._finish(request, error))
         return True
 
     def _request(
@@ -160,13 +154,16 @@ class VirtioBlk(VirtioDevice):
         if kind == T_IN:
             request.data = iovec.size(incoming)
             offset = self._offset(sector, request.data)
-            if request.data <= MAX_CACHED_READ and disk.read_cached(incoming, offset):
+            if request.data <= MAX_CACHED and disk.read_cached(incoming, offset):
                 return None
             return lambda: disk.read(incoming, offset)
         if kind == T_OUT:
             self._need_writable()
             outgoing = iovec.skip(readable, _HEADER.size)
-            offset = self._offset(sector, iovec.size(outgoing))
+            size = iovec.size(outgoing)
+            offset = self._offset(sector, size)
+            if not sync and size <= MAX_CACHED and disk.write_cached(outgoing, offset):
+                return None
             return lambda: disk.write(outgoing, offset, sync=sync)
         if kind == T_FLUSH:
             return None if disk.readonly else disk.flush
@@ -225,26 +222,13 @@ class VirtioBlk(VirtioDevice):
             raise _RefusedError(S_IOERR)
         return sector * SECTOR
 
-    def _work(self, request: _Request, io: Io) -> None:
-        """In a worker thread: do the I/O and complete the request, unless the device was reset meanwhile."""
-        active = request.active
-        result = S_IOERR
-        if active.done is None:  # else nobody waits for it; checked again below, with the lock
-            try:
-                io()
-                result = S_OK
-            except OSError as error:
-                if error.errno == errno.EOPNOTSUPP:
-                    result = S_UNSUPP
-            except MemoryError:
-                pass  # the host is short of memory, which is no reason to lose a worker
-        with self._lock:
-            active.in_flight -= 1
-            if active.done is None:
-                request.complete(result)
-                request.queue.flush()
-            elif active.in_flight == 0:
-                active.done()
+    @staticmethod
+    def _finish(request: _Request, error: OSError | None) -> None:
+        if error is None:
+            request.complete(S_OK)
+        else:
+            request.complete(S_UNSUPP if error.errno == errno.EOPNOTSUPP else S_IOERR)
+        request.queue.flush()
 
 
 def _config(sectors: int, queues: int) -> bytes:

@@ -39,6 +39,23 @@ _NUM_BUFFERS = struct.Struct("<H")  # 5.1.6, at offset 10 of the header
 _NUM_BUFFERS_OFFSET = 10
 
 
+def config_space(mac: bytes, pairs: int = 1) -> bytes:
+    """5.1.4, of an interface whose link is up, with ``pairs`` of queues."""
+    return _CONFIG.pack(mac, S_LINK_UP, pairs, 0)
+
+
+def is_up(device: VirtioDevice) -> bool:
+    """Whether the driver may see the link of ``device`` up."""
+    return bool(device.config[_STATUS_OFFSET] & S_LINK_UP)
+
+
+def take_down(device: VirtioDevice, port: str, error: OSError, warn: Callable[[str], None]) -> None:
+    """Take the link down because ``port`` is lost; the caller tells the driver."""
+    if is_up(device):
+        warn(f"{device.name}: {port}: {error.strerror or error}; its link is down")
+    device.config[_STATUS_OFFSET] = 0
+
+
 def stable_mac(seed: str) -> bytes:
     """A locally administered unicast address that is the same whenever ``seed`` is."""
     return b"\x02\x6e" + struct.pack(">I", zlib.crc32(seed.encode()))
@@ -121,7 +138,7 @@ class VirtioNet(VirtioDevice):
     def __init__(
         self, name: str, backend: NetBackend, mac: bytes, loop: EventLoop, warn: Callable[[str], None]
     ) -> None:
-        super().__init__(name, _CONFIG.pack(mac, S_LINK_UP, 1, 0))
+        super().__init__(name, config_space(mac))
         self.features = F_MAC | F_MRG_RXBUF | F_STATUS | backend.features
         self._backend = backend
         self._loop = loop
@@ -161,7 +178,7 @@ class VirtioNet(VirtioDevice):
     def _receive(self) -> None:
         """Move packets into the guest's buffers until one of both runs out."""
         active = self._active
-        if active is None or active.room is None or not self._up:
+        if active is None or active.room is None or not is_up(self):
             return
         for _ in range(BATCH):
             if not active.room.sufficient():
@@ -199,7 +216,7 @@ class VirtioNet(VirtioDevice):
         size = iovec.size(chain.readable)
         if size < HEADER_SIZE:
             raise GuestError(f"a packet of {size} bytes has no header")
-        if size <= MAX_PACKET and self._up:
+        if size <= MAX_PACKET and is_up(self):
             try:
                 sent = self._backend.send(chain.readable)
             except OSError as error:
@@ -212,16 +229,10 @@ class VirtioNet(VirtioDevice):
         active.transmit.push(chain.head, 0)
         return True
 
-    @property
-    def _up(self) -> bool:
-        return bool(self.config[_STATUS_OFFSET] & S_LINK_UP)
-
     def _lose(self, error: OSError) -> None:
         """The port is gone: take the link down, and keep away from a descriptor that is always ready now."""
         self._stop_watching()
-        if self._up:
-            self._warn(f"{self.name}: {self._backend.name}: {error.strerror or error}; its link is down")
-        self.config[_STATUS_OFFSET] = 0
+        take_down(self, self._backend.name, error, self._warn)
         if self._active:
             self._active.transport.config_changed()
 

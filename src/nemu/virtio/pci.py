@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
 VENDOR_ID = 0x1AF4
 DEVICE_ID_BASE = 0x1040  # 4.1.2.1
-CLASS_CODES = {1: 0x020000, 2: 0x018000, 3: 0x078000}  # net: Ethernet; block: mass storage; console
+# net: Ethernet; block: mass storage; console; SCSI controller
+CLASS_CODES = {1: 0x020000, 2: 0x018000, 3: 0x078000, 8: 0x010000}
 CLASS_OTHER = 0xFF0000
 
 BAR_SIZE = 0x4000

@@ -34,6 +34,10 @@ def test_nothing_overlaps_and_no_memory_is_lost(size: int, bits: int) -> None:
         if start < end:
             assert start % GIB == 0
             spans.append((start, end))
+        start, end = layout.device_memory(size, bits)
+        if start < end:
+            assert start % GIB == end % GIB == 0
+            spans.append((start, end))
     spans.sort()
     assert all(end <= start for (_, end), (start, _) in pairwise(spans))
 
@@ -53,6 +57,13 @@ def test_ram_goes_around_the_hole(size: int, regions: list[tuple[int, int]]) -> 
 
 def test_a_window_that_does_not_fit_is_empty() -> None:
     start, end = layout.pci64_window(64 * GIB, 36)
+    assert start == end
+
+
+def test_device_memory_lies_between_ram_and_the_pci_window() -> None:
+    assert layout.device_memory(3 * GIB, 40) == (5 * GIB, 512 * GIB)
+    assert layout.device_memory(512 * MIB, 40) == (4 * GIB, 512 * GIB)
+    start, end = layout.device_memory(600 * GIB, 40)
     assert start == end
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from nemu.backends.netdev import MAX_FRAME
 from nemu.backends.passt import Passt, StreamPort
+from nemu.config.net import Forward
 from nemu.errors import HostError
 
 
@@ -155,6 +156,45 @@ def test_a_passt_that_cannot_start_is_quoted(tmp_path: Path) -> None:
     port = Passt(str(program))
     with pytest.raises(HostError, match="--net user: passt cannot start: no way out"):
         port.ready()
+    port.close()
+
+
+def test_ports_of_the_host_are_options_of_passt(tmp_path: Path) -> None:
+    program = tmp_path / "passt"
+    program.write_text("#!/bin/sh\necho $* >&2\nexit 1\n")
+    program.chmod(0o755)
+    forward = [
+        Forward("tcp", "", 8080, 80),
+        Forward("udp", "127.0.0.1", 53, 5353),
+        Forward("tcp", "::1", 1, 2),
+    ]
+    port = Passt(str(program), forward)
+    with pytest.raises(HostError) as caught:
+        port.ready()
+    assert str(caught.value).endswith(
+        "--quiet --fd 3 --tcp-ports=8080:80 --udp-ports=127.0.0.1/53:5353 --tcp-ports=::1/1:2"
+    )
+    port.close()
+
+
+def test_a_port_that_passt_cannot_have_is_told_in_one_line() -> None:
+    assert shutil.which("passt"), "passt is not installed: apt install passt"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = taken.getsockname()[1]
+        port = Passt(forward=[Forward("tcp", "127.0.0.1", number, 80)])
+        with pytest.raises(HostError, match=f"passt cannot start: Failed to bind .*127.0.0.1/{number}:80"):
+            port.ready()
+        port.close()
+
+
+def test_passt_listens_where_it_was_told() -> None:
+    assert shutil.which("passt"), "passt is not installed: apt install passt"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        number = free.getsockname()[1]
+    port = Passt(forward=[Forward("tcp", "127.0.0.1", number, 80)])
+    port.ready()
+    with socket.create_connection(("127.0.0.1", number)):
+        pass
     port.close()
 
 

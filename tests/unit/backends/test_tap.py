@@ -170,6 +170,79 @@ def test_a_tap_without_the_offload_header_works_without_offloads(wire: socket.so
     plain.close()
 
 
+@pytest.fixture
+def queues() -> Iterator[list[Tap]]:
+    """Two queues of one tap."""
+    ip("tuntap", "add", NAME, "mode", "tap", "multi_queue")
+    opened = [open_tap(NAME, queues=2) for _ in range(2)]
+    ip("link", "set", NAME, "up")  # behind the carrier that they bring, so that no frame is dropped before it
+    yield opened
+    for one in opened:
+        one.close()
+    ip("link", "delete", NAME)
+
+
+def frames_to(queue: Tap) -> int:
+    """The test frames in ``queue``, which are taken out."""
+    buffer = memoryview(bytearray(70_000))
+    count = 0
+    while length := queue.receive([buffer]):
+        count += buffer[24:26] == TEST_PROTOCOL and length > 0
+    return count
+
+
+@needs_tap
+def test_only_attached_queues_get_frames(queues: list[Tap]) -> None:
+    frame = BROADCAST + stable_mac("host") + TEST_PROTOCOL + bytes(46)
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+        raw.bind((NAME, 0))
+        for _ in range(2):
+            queues[0].detach()
+            queues[0].detach()
+            raw.send(frame)
+            assert [frames_to(queue) for queue in queues] == [0, 1]
+            queues[0].attach()
+            queues[0].attach()
+            queues[1].detach()
+            raw.send(frame)
+            assert [frames_to(queue) for queue in queues] == [1, 0]
+            queues[1].attach()
+
+
+@needs_tap
+def test_one_queue_of_several_is_taken_over_with_its_flag(queues: list[Tap]) -> None:
+    taken = inherited_tap(os.dup(queues[1].fd))
+    taken.detach()
+    queues[1].detach()  # it is, and that is no error
+    taken.attach()
+    taken.close()
+
+
+@needs_tap
+def test_a_tap_of_one_queue_has_no_more(tap: Tap) -> None:
+    with pytest.raises(ConfigError) as caught:
+        open_tap(NAME, queues=2)
+    assert f"--net tap={NAME},queues=2: is no tap of several queues; try: sudo ip tuntap" in str(caught.value)
+    assert str(caught.value).endswith("multi_queue")
+    tap.detach()
+    tap.attach()
+
+
+@needs_tap
+def test_a_deleted_interface_is_found_out(queues: list[Tap]) -> None:
+    queues[1].detach()
+    for queue in queues:
+        queue.check()
+    ip("link", "delete", NAME)
+    for queue in queues:
+        with pytest.raises(OSError, match="bad state"):
+            queue.check()
+        queue.detach()
+    with pytest.raises(OSError, match="Invalid argument"):
+        queues[1].attach()
+    ip("tuntap", "add", NAME, "mode", "tap")  # for the fixture
+
+
 @needs_tap
 def test_an_interface_that_is_no_tap_is_refused() -> None:
     with pytest.raises(ConfigError, match="is not a tap interface"):

@@ -29,7 +29,21 @@ def complaint(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 @pytest.mark.parametrize(
     ("argv", "text"),
     [
-        ("", "a command is needed, one of run, doctor, guest, completion: see nemu --help"),
+        ("", f"a command is needed, one of {', '.join(parser.COMMANDS)}: see nemu --help"),
+        ("pause", "VM: is missing (nemu pause --help)"),
+        ("stop vm --timeout soon", "--timeout soon: must be a number of seconds, 0 for no limit"),
+        (
+            "run --name a/b",
+            "--name a/b: must be 1 to 50 letters, digits, '.', '_' or '-', and begin with a letter or digit",
+        ),
+        ("run --start never", "--start never: must be running or paused"),
+        (
+            "run --qmp tcp=0.0.0.0:1",
+            "--qmp tcp=0.0.0.0:1: must be tcp=127.0.0.1:PORT: whoever reaches it controls the machine",
+        ),
+        ("run --qmp fd=x", "--qmp fd=x: must be a whole number from 0 to 1048576"),
+        ("qmp tcp=1", "VM tcp=1: must be tcp=HOST:PORT"),
+        ("reset a b", "b: unexpected argument (nemu reset --help)"),
         ("rum", "command rum: unknown; did you mean run?"),
         ("run --memory 0", "--memory 0: must be 64M to 2048T, in whole MiB (a plain number is MiB)"),
         ("run --memory", "--memory: expected one argument (nemu run --help)"),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import mmap
 import os
 from pathlib import Path
 
 import pytest
 
 from nemu.errors import HostError
+from nemu.ioctl import Handle, with_tail
 from nemu.kvm import abi
-from nemu.kvm.handles import Handle, System, with_tail
+from nemu.kvm.handles import System, Vcpu
 
 
 def test_a_missing_kvm_says_what_to_load(tmp_path: Path) -> None:
@@ -49,3 +53,22 @@ def test_a_table_is_a_header_with_its_entries_right_behind() -> None:
     assert len(raw) == 8 + 3 * 48
     assert raw[0] == 3
     assert raw[8 + 48] == 0x55
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(errno.EFAULT, "the guest touched memory that the host cannot give it"), (errno.EIO, "KVM_RUN: ")],
+)
+def test_memory_that_the_host_cannot_give_has_its_own_words(
+    monkeypatch: pytest.MonkeyPatch, number: int, text: str
+) -> None:
+    def run(fd: int, request: int, argument: int) -> int:
+        raise OSError(number, os.strerror(number))
+
+    fd = os.memfd_create("vcpu")
+    os.ftruncate(fd, mmap.PAGESIZE)
+    vcpu = Vcpu(fd, mmap.PAGESIZE)
+    monkeypatch.setattr(fcntl, "ioctl", run)
+    with pytest.raises(HostError, match=text):
+        vcpu.enter()
+    vcpu.close()

@@ -206,3 +206,107 @@ def test_a_vcpu_closes_while_the_traceback_of_an_error_holds_its_run_page() -> N
     assert vcpu.fd == -1
     assert part.len == 0
     vcpu.close()
+
+
+def stopped(wired: Wired) -> None:
+    wired.thread.stop()
+    wired.thread.join(10)
+    assert not wired.thread.is_alive()
+
+
+def test_a_paused_cpu_is_out_of_the_guest_until_it_is_resumed() -> None:
+    entries: list[int] = []
+
+    def enter(vcpu: FakeVcpu) -> bool:
+        entries.append(vcpu.run.immediate_exit)
+        return False
+
+    wired = Wired(*[enter] * 3)
+    wired.thread.start()
+    assert wired.vcpu.halted.wait(10)
+    with wired.lock:
+        wired.thread.pause()
+        wired.thread.wait_paused()
+    wired.vcpu.halted.clear()
+    assert not wired.vcpu.halted.wait(0.05), "it went back in"
+    wired.thread.resume()
+    assert wired.vcpu.halted.wait(10)
+    stopped(wired)
+    assert entries == [0, 0, 0]
+
+
+def test_a_cpu_that_is_paused_before_its_start_has_not_run() -> None:
+    wired = Wired(mmio(0x1_0000_0000, 4, 1))
+    wired.thread.pause()
+    wired.thread.start()
+    wired.thread.wait_paused()
+    time.sleep(0.05)
+    assert (wired.thread.first_run, wired.memory.calls) == (0.0, [])
+    before = time.monotonic()
+    wired.thread.resume()
+    assert wired.vcpu.halted.wait(10)
+    assert wired.thread.first_run >= before
+    assert len(wired.memory.calls) == 1
+    stopped(wired)
+
+
+@pytest.mark.parametrize("access", [mmio(0x1_0000_0010, 4, 7), port(0x3F8, 1, 1, b"x")])
+def test_an_access_that_is_under_way_at_a_pause_is_made_at_the_resume(access: Exit) -> None:
+    wired = Wired(access)
+    with wired.lock:  # the access waits for it
+        wired.thread.start()
+        time.sleep(0.02)
+        wired.thread.pause()
+        wired.thread.wait_paused()
+    time.sleep(0.05)
+    assert wired.memory.calls + wired.ports.calls == []
+    wired.thread.resume()
+    assert wired.vcpu.halted.wait(10)
+    assert len(wired.memory.calls + wired.ports.calls) == 1
+    stopped(wired)
+
+
+def test_a_paused_cpu_ends_without_making_its_access() -> None:
+    wired = Wired(mmio(0x1_0000_0010, 4, 7))
+    with wired.lock:
+        wired.thread.start()
+        time.sleep(0.02)
+        wired.thread.pause()
+        wired.thread.wait_paused()
+    stopped(wired)
+    assert wired.memory.calls == []
+
+
+def test_a_resume_does_not_take_a_stop_back() -> None:
+    wired = Wired()
+    wired.thread.start()
+    assert wired.vcpu.halted.wait(10)
+    wired.thread.pause()
+    wired.thread.stop()
+    wired.thread.resume()
+    wired.thread.join(10)
+    assert not wired.thread.is_alive()
+    assert wired.vcpu.run.immediate_exit == 1
+
+
+def test_many_pauses_in_a_row_neither_hang_nor_lose_an_access() -> None:
+    accesses = 500
+
+    def write(vcpu: FakeVcpu) -> bool:
+        time.sleep(0.0001)  # in the guest
+        return mmio(0x1_0000_0010, 4, 7)(vcpu)
+
+    wired = Wired(*[write] * accesses)
+    wired.thread.start()
+    pauses = 0
+    while not wired.vcpu.halted.is_set():
+        with wired.lock:
+            wired.thread.pause()
+            wired.thread.wait_paused()
+            wired.thread.resume()
+        pauses += 1
+        time.sleep(0.0001)
+    stopped(wired)
+    assert pauses > 10
+    assert len(wired.memory.calls) == accesses
+    assert wired.errors == []

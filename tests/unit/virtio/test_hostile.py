@@ -9,6 +9,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,17 +17,28 @@ from hypothesis import strategies as st
 
 from fakes.driver import FakeTransport
 from fakes.loop import FakeLoop
+from fakes.vhost import FakeTap, FakeVhost
 from nemu.backends.chardev import Chardev
 from nemu.backends.disk import Disk
+from nemu.backends.tap import Tap
+from nemu.backends.vsock_socket import VsockSocket
+from nemu.balloon import Balloon
 from nemu.errors import GuestError
 from nemu.memory import GuestRam
+from nemu.scsi.bus import Bus
+from nemu.scsi.disk import ScsiDisk
+from nemu.vhost.net import NetPlane, VhostNet
+from nemu.virtio.balloon import VirtioBalloon
 from nemu.virtio.blk import VirtioBlk
 from nemu.virtio.console import VirtioConsole
 from nemu.virtio.device import VirtioDevice
 from nemu.virtio.net import VirtioNet
+from nemu.virtio.pmem import VirtioPmem
 from nemu.virtio.ports import NamedPort, VirtioPorts
 from nemu.virtio.queue import Queue
 from nemu.virtio.rng import VirtioRng
+from nemu.virtio.scsi import VirtioScsi
+from nemu.virtio.vsock import VirtioVsock
 
 SIZE = 8
 RAM = 0x20000
@@ -72,7 +84,17 @@ class EndlessPort:
         pass
 
 
-Make = Callable[[FakeLoop], VirtioDevice]
+class AnyRam:
+    """Memory of which everything may be thrown away; what really is, is tested with the balloon."""
+
+    def discard(self, gpa: int, length: int) -> None:
+        assert gpa % 4096 == length % 4096 == 0
+
+    def gpa(self, view: memoryview) -> int:
+        return 0x1234
+
+
+Make = Callable[[FakeLoop, GuestRam], VirtioDevice]
 
 
 @pytest.fixture(scope="module")
@@ -84,16 +106,41 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
     opened.close()
 
 
-@pytest.fixture(params=["blk", "console", "net", "ports", "rng"])
-def make(request: pytest.FixtureRequest, disk: Disk) -> Make:
+@pytest.fixture(scope="module")
+def planes() -> Iterator[list[NetPlane]]:
+    """Data planes of the host kernel, which one driver after another has."""
+    opened = [NetPlane(os.eventfd(0), cast(Tap, FakeTap()), FakeVhost()) for _ in range(2)]
+    yield opened
+    for plane in opened:
+        plane.close()
+
+
+@pytest.fixture(scope="module")
+def sockets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VsockSocket]:
+    opened = VsockSocket(str(tmp_path_factory.mktemp("hostile") / "vsock"), FakeLoop())
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(
+    params=["balloon", "blk", "console", "net", "pmem", "ports", "rng", "scsi", "vhost-net", "vsock"]
+)
+def make(request: pytest.FixtureRequest, disk: Disk, planes: list[NetPlane], sockets: VsockSocket) -> Make:
+    bus = Bus()
+    bus.add((0, 0), ScsiDisk(disk, "0:0"))
     devices: dict[str, Make] = {
-        "blk": lambda loop: VirtioBlk("blk", disk, loop.lock, loop),
-        "console": lambda loop: VirtioConsole("console", Endless(), loop),
-        "net": lambda loop: VirtioNet("net", EndlessPort(disk.fd), bytes(6), loop, print),
-        "ports": lambda loop: VirtioPorts(
+        "balloon": lambda loop, ram: VirtioBalloon("balloon", Balloon(RAM, 0), AnyRam(), loop),
+        "blk": lambda loop, ram: VirtioBlk("blk", disk, loop.lock, loop),
+        "console": lambda loop, ram: VirtioConsole("console", Endless(), loop),
+        "net": lambda loop, ram: VirtioNet("net", EndlessPort(disk.fd), bytes(6), loop, print),
+        "pmem": lambda loop, ram: VirtioPmem("pmem", disk, 4 << 30, loop.lock, loop),
+        "ports": lambda loop, ram: VirtioPorts(
             "ports", [NamedPort("a", Endless()), NamedPort("b", Endless())], loop
         ),
-        "rng": lambda loop: VirtioRng("rng", loop),
+        "rng": lambda loop, ram: VirtioRng("rng", loop),
+        "scsi": lambda loop, ram: VirtioScsi("scsi", bus, loop.lock, loop),
+        "vhost-net": lambda loop, ram: VhostNet("vnet", planes, bytes(6), ram=ram, loop=loop, warn=print),
+        "vsock": lambda loop, ram: VirtioVsock("vsock", 3, sockets, loop),
     }
     return devices[request.param]
 
@@ -142,7 +189,7 @@ def test_it_answers_or_stops(make: Make, seed: int) -> None:
     sector = hostile.random.choice([0, 1, 63, 2**63])
     event = hostile.random.randrange(8) | hostile.random.choice([0, 1, 1, 2]) << 16  # for ports
     ram.write(0x1000, struct.pack("<IIQ", hostile.random.randrange(15), event, sector))  # for blk
-    device = make(loop)
+    device = make(loop, ram)
     queues: list[Queue] = []
     for number in range(len(device.queue_sizes)):
         desc, avail, used = hostile.rings(number)
@@ -181,4 +228,5 @@ def test_it_answers_or_stops(make: Make, seed: int) -> None:
         loop.turn(0.001)
     assert all(queue.in_flight <= SIZE for queue in queues)
     assert len(os.listdir("/proc/self/fd")) == descriptors_before
+    device.close()
     ram.close()

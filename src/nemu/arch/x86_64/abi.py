@@ -94,6 +94,21 @@ class kvm_msrs(Structure):
     _fields_ = [("nmsrs", c_uint32), ("pad", c_uint32)]
 
 
+class kvm_clock_data(Structure):
+    _fields_ = [
+        ("clock", c_uint64),
+        ("flags", c_uint32),
+        ("pad0", c_uint32),
+        ("realtime", c_uint64),
+        ("host_tsc", c_uint64),
+        ("pad", c_uint32 * 4),
+    ]
+
+
+KVM_VCPU_TSC_CTRL = 0  # a group of attributes of a vCPU
+KVM_VCPU_TSC_OFFSET = 0
+
+
 class kvm_identity_map_addr(Structure):
     """A plain __u64 in the kernel's header."""
 
@@ -107,10 +122,15 @@ KVM_IOAPIC_NUM_PINS = 24
 KVM_GET_SUPPORTED_CPUID = iowr("KVM_GET_SUPPORTED_CPUID", 0x05, kvm_cpuid2)
 KVM_SET_TSS_ADDR = io("KVM_SET_TSS_ADDR", 0x47)
 KVM_SET_IDENTITY_MAP_ADDR = iow("KVM_SET_IDENTITY_MAP_ADDR", 0x48, kvm_identity_map_addr)
+KVM_SET_CLOCK = iow("KVM_SET_CLOCK", 0x7B, kvm_clock_data)
+KVM_GET_CLOCK = ior("KVM_GET_CLOCK", 0x7C, kvm_clock_data)
 KVM_GET_REGS = ior("KVM_GET_REGS", 0x81, kvm_regs)
 KVM_SET_REGS = iow("KVM_SET_REGS", 0x82, kvm_regs)
 KVM_GET_SREGS = ior("KVM_GET_SREGS", 0x83, kvm_sregs)
 KVM_SET_SREGS = iow("KVM_SET_SREGS", 0x84, kvm_sregs)
+KVM_GET_MSRS = iowr("KVM_GET_MSRS", 0x88, kvm_msrs)
 KVM_SET_MSRS = iow("KVM_SET_MSRS", 0x89, kvm_msrs)
 KVM_SET_CPUID2 = iow("KVM_SET_CPUID2", 0x90, kvm_cpuid2)
+KVM_NMI = io("KVM_NMI", 0x9A)
 KVM_GET_TSC_KHZ = io("KVM_GET_TSC_KHZ", 0xA3)
+KVM_KVMCLOCK_CTRL = io("KVM_KVMCLOCK_CTRL", 0xAD)

@@ -73,11 +73,13 @@ def build(
     devices: Sequence[AmlSource],
     ioapic_gsi_base: int = layout.IOAPIC_GSI_BASE,
     nodes: Sequence[NumaNode] = (),
+    device_tables: Sequence[bytes] = (),
 ) -> int:
     """Write all tables to layout.ACPI_TABLES; returns the RSDP's address.
 
     ``pci64`` is the [start, end) of the 64-bit PCI window, empty when there is none.
-    ``ioapic_gsi_base`` is 0 for the host kernel's IOAPIC.  ``nodes`` are at most 256.
+    ``ioapic_gsi_base`` is 0 for the host kernel's IOAPIC.  ``nodes`` are at most 256.  ``device_tables`` are
+    those of devices that not every machine has.
     """
     terms = (
         dsdt.motherboard(_RESERVED),
@@ -88,6 +90,7 @@ def build(
         madt(cpus, ioapic_gsi_base),
         tables.mcfg(layout.ECAM, layout.PCI_LAST_BUS),
         erst.table(layout.ERST),
+        *device_tables,
     ]
     if nodes:
         others.append(srat(nodes))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 from nemu.arch.x86_64 import acpi, layout, reset_vector, vcpu, vm
+from nemu.arch.x86_64.clock import GuestClock
 from nemu.arch.x86_64.cpuid import CpuModel
 from nemu.arch.x86_64.ioapic import IoApic
 from nemu.boot import loader
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from nemu.backends.chardev import Chardev
     from nemu.bus.address_space import AddressSpace
     from nemu.config import MachineConfig
+    from nemu.devices.watchdog import Sticky
     from nemu.interfaces import AmlSource, BusHandler, IrqLine, Pages
     from nemu.kvm.handles import System, Vcpu, Vm
     from nemu.kvm.slots import MemorySlots
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
 PAGE = layout.PAGE_SIZE
 LAST_WORDS = 40  # lines of a panicking kernel's log that are kept
+# What ends the machine when the watchdog runs out, by what the user asked for; "none" ends nothing.
+WATCHDOG_OUTCOMES = {"reset": Outcome.RESET, "poweroff": Outcome.POWER_OFF, "panic": Outcome.WATCHDOG}
 
 
 class Board:
@@ -53,6 +57,8 @@ class Board:
         self._config = config
         self._cpu_model = CpuModel(system, config.cpus)
         self._aml: list[AmlSource] = []
+        self._tables: list[bytes] = []
+        self._unfed = False
         self.ram_regions = layout.ram_regions(config.memory)
         self.physical_bits = self._cpu_model.physical_bits
         end = sum(self.ram_regions[-1])
@@ -60,14 +66,17 @@ class Board:
             limit = (1 << self.physical_bits) - layout.LOW_RAM_END >> 30
             problem = f"must be at most {limit}G: this CPU's guests have {self.physical_bits} address bits"
             raise ConfigError("--memory", f"{config.memory >> 20}M", problem)
+        self.device_memory = layout.device_memory(config.memory, self.physical_bits)
         pci64 = layout.pci64_window(config.memory, self.physical_bits)
         self.apertures = ((layout.PCI32_START, layout.PCI32_END), pci64)
 
     @property
     def reserved(self) -> tuple[tuple[int, int], ...]:
-        """(gpa, size) of what is not the bus's: RAM, the local APICs, KVM's pages for real mode."""
+        """(gpa, size) of what is not the bus's: RAM and device memory, the local APICs, KVM's pages for real
+        mode."""
         kvm_pages = (layout.KVM_IDENTITY_MAP, 4 * PAGE)
-        return (*self.ram_regions, (layout.LAPIC, PAGE), kvm_pages)
+        start, end = self.device_memory
+        return (*self.ram_regions, (start, end - start), (layout.LAPIC, PAGE), kvm_pages)
 
     def create_irqchip(self, kvm_vm: Vm) -> MsiRoutes:
         """Before the first vCPU; gives the table for the devices' messages."""
@@ -85,6 +94,8 @@ class Board:
             self._cpu_model.apply(new, apic_id, khz)
             vcpu.set_msrs(new)
             vcpus.append(new)
+        self._machine.clock = GuestClock(kvm_vm, vcpus)
+        self._machine.send_nmi = lambda: vcpu.inject_nmi(vcpus)
         return vcpus
 
     def add_devices(
@@ -142,10 +153,30 @@ class Board:
         self._machine.at_close.append(chardev.detach)
         self._aml.append(port)
 
+    def add_watchdog(self, bus: AddressSpace, sticky: Sticky) -> None:
+        """The watchdog's registers and its table.  ``sticky`` is what the machines before left of it."""
+        from nemu.devices.watchdog import Watchdog, table
+
+        device = Watchdog(self._machine.loop, sticky, self._watchdog_expired)
+        bus.place(Window("watchdog", PAGE, device), layout.WATCHDOG)
+        self._machine.devices.append(("watchdog", f"{layout.WATCHDOG:#x}"))
+        self._machine.at_close.append(device.close)
+        self._tables.append(table(layout.WATCHDOG))
+
+    def _watchdog_expired(self) -> None:
+        action = self._config.watchdog
+        outcome = WATCHDOG_OUTCOMES.get(action)
+        if outcome is not Outcome.WATCHDOG and not self._unfed:  # that outcome is told at the end
+            print(f"nemu: {Outcome.WATCHDOG.value} (action: {action})", file=sys.stderr)
+        self._unfed = True
+        if outcome:
+            self._machine.finish(outcome)
+
     def _panicked(self, events: PanicEvent) -> None:
         if events & PanicEvent.PANICKED:
             self._machine.finish(Outcome.PANIC)
         else:
+            self._machine.emit("GUEST_CRASHLOADED", action="run")
             print("nemu: the guest panicked and starts its crash kernel", file=sys.stderr)
 
     def _error_recorded(self, record: bytes) -> None:
@@ -164,7 +195,12 @@ class Board:
         ram.write(*reset_vector.image(acpi.POWER.reset, acpi.POWER.reset_value))
         gsi_base = 0 if config.irqchip == "kernel" else layout.IOAPIC_GSI_BASE
         rsdp = acpi.build(
-            ram, cpus=config.cpus, pci64=self.apertures[1], devices=self._aml, ioapic_gsi_base=gsi_base
+            ram,
+            cpus=config.cpus,
+            pci64=self.apertures[1],
+            devices=self._aml,
+            device_tables=self._tables,
+            ioapic_gsi_base=gsi_base,
         )
         entry = loader.load(
             ram,

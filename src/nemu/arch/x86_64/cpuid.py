@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from nemu.arch.x86_64 import abi
 from nemu.errors import HostError
-from nemu.kvm.handles import System, with_tail
+from nemu.ioctl import with_tail
+from nemu.kvm.handles import System
 
 if TYPE_CHECKING:
     from nemu.kvm.handles import Vcpu

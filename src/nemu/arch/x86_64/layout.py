@@ -7,7 +7,8 @@
 0xFEA0_0000 .. 0xFEA0_FFFF              platform registers, one page a block
 0xFEC0_0000, 0xFEE0_0000                IOAPIC, local APIC (fixed by the architecture)
 4 GiB .. 4 GiB + RAM - 2 GiB            the rest of RAM
-above, aligned to 1 GiB                 64-bit PCI window
+above, aligned to 1 GiB                 device memory: persistent memory, each at a multiple of 1 GiB
+the upper half of the address space     64-bit PCI window
 ======================================  =====================================================
 """
 
@@ -46,6 +47,7 @@ POWER = PLATFORM + 0x0000  # sleep control, sleep status, reset
 GED = PLATFORM + 0x1000  # generic event device: pending events, acknowledge
 PVPANIC = PLATFORM + 0x2000
 ERST = PLATFORM + 0x3000  # error record serialization: a panicking kernel's last words
+WATCHDOG = PLATFORM + 0x4000
 ERST_BUFFER = PLATFORM + 0x8000  # plain memory
 ERST_BUFFER_SIZE = 16 * KIB
 
@@ -88,10 +90,23 @@ def ram_regions(size: int) -> list[tuple[int, int]]:
 def pci64_window(ram_size: int, physical_bits: int) -> tuple[int, int]:
     """(start, end) of the 64-bit PCI window; empty (start == end) where it does not fit.
 
-    It lies in the upper half of what the guest can address, because RAM and later
-    hotplugged memory grow from below, but never overlaps RAM.
+    It lies in the upper half of what the guest can address, because RAM and device memory
+    grow from below, but never overlaps RAM.
     """
     top = 1 << physical_bits
-    ram_end = HIGH_RAM_START + max(0, ram_size - LOW_RAM_END)
-    start = max(top // 2, -(-ram_end // GIB) * GIB)
+    start = max(top // 2, _above_ram(ram_size))
     return (start, top) if start < top else (top, top)
+
+
+def device_memory(ram_size: int, physical_bits: int) -> tuple[int, int]:
+    """(start, end) of the addresses for memory beside RAM: between RAM and the 64-bit PCI window.
+
+    Empty (start == end) where RAM itself reaches into the upper half.
+    """
+    end = pci64_window(ram_size, physical_bits)[0]
+    return min(_above_ram(ram_size), end), end
+
+
+def _above_ram(ram_size: int) -> int:
+    ram_end = HIGH_RAM_START + max(0, ram_size - LOW_RAM_END)
+    return -(-ram_end // GIB) * GIB

@@ -6,11 +6,12 @@ protocol; the others wait, inside KVM, for the guest's INIT and start-up message
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nemu.arch.x86_64 import abi, layout, linux64
 from nemu.errors import HostError
-from nemu.kvm.handles import with_tail
+from nemu.ioctl import with_tail
 
 if TYPE_CHECKING:
     from nemu.boot.loader import Entry
@@ -36,6 +37,12 @@ def set_msrs(vcpu: Vcpu) -> None:
         slot.index, slot.data = index, data
     if vcpu.call(abi.KVM_SET_MSRS, request) != len(values):
         raise HostError("KVM_SET_MSRS: KVM refused an MSR")
+
+
+def inject_nmi(vcpus: Sequence[Vcpu]) -> None:
+    """A non-maskable interrupt to every CPU, as a button on the front panel gives."""
+    for vcpu in vcpus:
+        vcpu.call(abi.KVM_NMI)
 
 
 def tsc_khz(vcpu: Vcpu) -> int:

@@ -41,8 +41,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Job:
     """One thing that was asked for: a process, or an operation of the agent itself."""
 
-    def __init__(self, ends_with: int = -1) -> None:
-        self.ends_with = ends_with  # the stream whose end is the end of an operation
+    def __init__(self, *streams: int) -> None:
+        self.streams = set(streams)  # that have not ended; the last end is the end of an operation
         self.pid = 0
         self.terminal = -1
         self.outputs: list[int] = []
@@ -98,8 +98,10 @@ class Agent:
         """A file is moved, or a socket's other end is gone; a process is done when it exits."""
         number = channel // wire.STREAMS
         job = self.jobs.get(number)
-        if job is not None and not job.pid and channel % wire.STREAMS == job.ends_with:
-            self.finish(number, 0)
+        if job is not None and not job.pid:
+            job.streams.discard(channel % wire.STREAMS)
+            if not job.streams:
+                self.finish(number, 0)
 
     def start(self, number: int, request: dict[str, Any]) -> None:
         what = request["what"]
@@ -109,21 +111,21 @@ class Agent:
             self.finish(number, 0, result=result)
         elif what == "get":
             self.pump.sources[base + 1] = wire.Source(os.open(request["path"], os.O_RDONLY | os.O_CLOEXEC))
-            self.jobs[number] = Job(ends_with=1)
+            self.jobs[number] = Job(1)
         elif what == "put":
             os.makedirs(os.path.dirname(request["path"]) or "/", exist_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-            self.jobs[number] = Job(ends_with=0)
+            self.jobs[number] = Job(0)
             self.pump.sinks[base] = wire.Sink(os.open(request["path"], flags, request["mode"]))
         elif what == "connect":
-            self.jobs[number] = Job(ends_with=1)
+            self.jobs[number] = Job(0, 1)
             self.connecting[number] = request["path"]
         else:
             self.spawn(number, request)
 
     def connect(self, number: int, path: str) -> None:
         """Connect a job to the Unix socket ``path`` as soon as it can be; READY says so."""
-        end = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        end = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             end.connect(path)
         except OSError:

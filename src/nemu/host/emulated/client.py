@@ -29,6 +29,7 @@ class Job:
         self.error = ""
         self.result: Any = None
         self.on_ready: Callable[[], None] = lambda: None  # a socket is connected
+        self.on_exit: Callable[[], None] = lambda: None
 
     def add_source(self, stream: int, source: wire.Source) -> None:
         """Send ``source`` as stream ``stream`` from now on."""
@@ -130,6 +131,7 @@ class Client:
         job.error = message["error"]
         job.result = message["result"]
         job.status = message["status"]
+        job.on_exit()
 
     def _flush(self, base: int) -> None:
         """Its last words reach their descriptors before anybody learns that it has ended."""

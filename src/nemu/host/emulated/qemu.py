@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import signal
 import socket
@@ -12,6 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from nemu.errors import HostError
+from nemu.qmp.client import ClosedError, QmpClient
+from nemu.qmp.errors import QmpError
 
 PACKAGE = "qemu-system-x86"
 PROGRAM = "qemu-system-x86_64"
@@ -68,40 +69,30 @@ class Qemu:
         qmp_theirs.close()
         link_theirs.close()
         self.link = link
-        self._qmp = qmp
-        self._lines = qmp.makefile("rb")
-        self._events: list[dict[str, Any]] = []
-        self._message()  # the greeting
-        self.execute("qmp_capabilities")
+        try:
+            self._qmp = QmpClient(qmp)
+        except ClosedError:
+            raise HostError(f"the emulated host ended: {self.failure()}") from None
 
     def execute(self, name: str, **arguments: Any) -> Any:
         """Run a QMP command and return its result.  Raises HostError with QEMU's words."""
-        self._qmp.sendall(json.dumps({"execute": name, "arguments": arguments}).encode() + b"\n")
-        return self._answer()
+        return self._ask(lambda: self._qmp.execute(name, arguments))
 
     def hand_over(self, name: str, descriptor: int) -> None:
         """Give QEMU an open file, which it then knows as ``fd:name``."""
-        message = json.dumps({"execute": "getfd", "arguments": {"fdname": name}}).encode() + b"\n"
-        socket.send_fds(self._qmp, [message], [descriptor])
-        self._answer()
-
-    def _answer(self) -> Any:
-        while True:
-            message = self._message()
-            if "return" in message:
-                return message["return"]
-            if "error" in message:
-                raise HostError(f"the emulated host: {message['error']['desc']}")
-            self._events.append(message)
+        self._ask(lambda: self._qmp.execute("getfd", {"fdname": name}, [descriptor]))
 
     def wait_event(self, name: str) -> None:
         """Wait until QEMU has told of the event ``name``; each one counts once."""
-        while True:
-            for index, event in enumerate(self._events):
-                if event.get("event") == name:
-                    del self._events[: index + 1]
-                    return
-            self._events.append(self._message())
+        self._ask(lambda: self._qmp.wait_event(name))
+
+    def _ask(self, question: Callable[[], Any]) -> Any:
+        try:
+            return question()
+        except QmpError as error:
+            raise HostError(f"the emulated host: {error}") from None
+        except ClosedError:
+            raise HostError(f"the emulated host ended: {self.failure()}") from None
 
     def failure(self) -> str:
         """The last line that QEMU printed, once it has ended."""
@@ -115,16 +106,5 @@ class Qemu:
         self.process.wait()
         assert self.process.stdout is not None
         self.process.stdout.close()
-        self._lines.close()
         self._qmp.close()
         self.link.close()
-
-    def _message(self) -> dict[str, Any]:
-        try:
-            line = self._lines.readline()
-        except ConnectionResetError:
-            line = b""
-        if not line:
-            raise HostError(f"the emulated host ended: {self.failure()}")
-        message: dict[str, Any] = json.loads(line)
-        return message

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -20,8 +19,11 @@ from nemu.host.emulated.client import Job, JobError
 from nemu.host.emulated.host import PATH, Host, shared_path
 
 if TYPE_CHECKING:
+    import socket
+
     from nemu.config import MachineConfig, RunOptions
     from nemu.config.chardev import ChardevConfig
+    from nemu.config.vsock import VsockConfig
 
 MIB = 1 << 20
 INSIDE = "/run/nemu"
@@ -29,8 +31,8 @@ TIMED_OUT = 4
 GRACE = 15.0  # seconds after --timeout until the emulated host itself is given up
 OVERHEAD = 384  # MiB: the kernel and the programs of the emulated host
 SMALLEST = 1024  # MiB
-VIRTIOFSD_PACKAGES = ("qemu-system-common",)
 MAX_FILES = 3  # streams of a job that are left for them
+CLIENTS = 64  # of one socket at once, for each takes two descriptors; the others wait in the backlog
 _PATIENCE = 3  # signals after which nobody is asked any more
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -38,31 +40,33 @@ _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def run(config: MachineConfig, options: RunOptions) -> int:
     """Run ``config`` in an emulated host; gives the exit status.  Raises ConfigError and HostError."""
     _refuse_taps(config)
-    _refuse_vsock(config)
     _refuse_sockets(config)
+    _refuse_vsock(config)
     with ExitStack() as stack:
+        config = _seed(config, stack)
         _lock_disks(config, stack)
         files = {f"{INSIDE}/{name}": path for name in ("kernel", "initrd") if (path := getattr(config, name))}
         shared = [(fs.dir, fs.readonly) for fs in config.filesystems]
-        packages = VIRTIOFSD_PACKAGES if shared else ()
+        # What holds a disk to its limits, and what shares directories, runs inside.
+        limited = any(disk.iops or disk.bps for disk in config.disks)
+        packages = ("qemu-system-common",) if limited or shared else ()
         host = stack.enter_context(
-            Host(files=files, memory=_memory(config), packages=packages, shared=shared)
+            Host(files=files, packages=packages, memory=_memory(config), shared=shared)
         )
-        session = _Session(host, config, stack)
-        return session.run(options)
+        session = _Session(host, config, options, stack)
+        return session.run()
 
 
 def _refuse_taps(config: MachineConfig) -> None:
     for net in config.nets:
         if net.backend != "user":
-            value = f"tap={net.tap}" if net.backend == "tap" else f"fd={net.fd}"
             raise ConfigError(
-                "--net", value, "the emulated host cannot reach it; use --net user, or a host with KVM"
+                "--net", str(net), "the emulated host cannot reach it; use --net user, or a host with KVM"
             )
 
 
 def _refuse_vsock(config: MachineConfig) -> None:
-    if config.vsock:
+    if config.vsock and not config.vsock.socket:
         value = f"cid={config.vsock.cid}"
         raise ConfigError(
             "--vsock", value, "nothing here could reach it in the emulated host; use a host with KVM"
@@ -70,13 +74,13 @@ def _refuse_vsock(config: MachineConfig) -> None:
 
 
 def _refuse_sockets(config: MachineConfig) -> None:
-    for fs in config.filesystems:
-        if fs.socket:
-            raise ConfigError(
-                fs.option,
-                f"socket={fs.socket}",
-                "the emulated host cannot reach it; use dir=DIR, or a host with KVM",
-            )
+    named = [("--disk", "vhost-user", disk.socket) for disk in config.disks]
+    named += [("--vhost-user", "socket", device.socket) for device in config.vhost_users]
+    named += [(fs.option, "socket", fs.socket) for fs in config.filesystems]
+    for option, key, path in named:
+        if path:
+            problem = "the emulated host cannot reach it; use a host with KVM"
+            raise ConfigError(option, f"{key}={path}", problem)
 
 
 def _lock_disks(config: MachineConfig, stack: ExitStack) -> None:
@@ -84,7 +88,23 @@ def _lock_disks(config: MachineConfig, stack: ExitStack) -> None:
     from nemu.backends.disk import Disk
 
     for disk in config.disks:
-        stack.callback(Disk(disk.path, disk.readonly).close)
+        if disk.format != "qcow2":  # such an image is opened, locked and checked by who attaches it
+            stack.callback(Disk(disk.path, disk.readonly).close)
+    for pmem in config.pmems:
+        stack.callback(Disk(pmem.path, pmem.readonly, "--pmem").close)
+
+
+def _seed(config: MachineConfig, stack: ExitStack) -> MachineConfig:
+    """``config`` with the seed for cloud-init as one of its disks, which is what a native run makes of it."""
+    if not config.cloud_init:
+        return config
+    from nemu.cidata import Seed
+    from nemu.config.disk import DiskConfig
+
+    seed = Seed(config.cloud_init)
+    stack.callback(seed.close)
+    disks = (*config.disks, DiskConfig(seed.path, readonly=True, queues=1))
+    return replace(config, cloud_init="", disks=disks)
 
 
 def _memory(config: MachineConfig) -> int:
@@ -101,8 +121,9 @@ def _memory(config: MachineConfig) -> int:
 class _Session:
     """One run inside ``host``; what is opened here is closed by ``stack``."""
 
-    def __init__(self, host: Host, config: MachineConfig, stack: ExitStack) -> None:
+    def __init__(self, host: Host, config: MachineConfig, options: RunOptions, stack: ExitStack) -> None:
         self._host = host
+        self._options = options
         self._stack = stack
         self._outputs: list[str] = []
         self._sinks: dict[int, wire.Sink] = {}
@@ -110,12 +131,19 @@ class _Session:
         kinds = (config.console.kind, config.serial.kind, *(port.kind for port in config.ports))
         self._terminal = "stdio" in kinds  # a terminal here is one inside, in raw mode
         self._input = self._terminal or bool(config.command)
-        disks = tuple(disk._replace(path=host.attach(disk.path, disk.readonly)) for disk in config.disks)
+        # What a qcow2 image holds is a raw disk inside.
+        disks = tuple(
+            disk._replace(path=host.attach(disk.path, disk.readonly, disk.format or "raw"), format="raw")
+            for disk in config.disks
+        )
+        pmems = tuple(pmem._replace(path=host.attach(pmem.path, pmem.readonly)) for pmem in config.pmems)
         self._config = replace(
             config,
             kernel=config.kernel and f"{INSIDE}/kernel",
             initrd=config.initrd and f"{INSIDE}/initrd",
             disks=disks,
+            pmems=pmems,
+            vsock=self._vsock(config),
             filesystems=tuple(
                 fs._replace(dir=shared_path(number)) for number, fs in enumerate(config.filesystems)
             ),
@@ -128,11 +156,14 @@ class _Session:
                 for number, port in enumerate(config.ports)
             ),
         )
+        self._qmp = self._serve_management()
 
-    def run(self, options: RunOptions) -> int:
+    def run(self) -> int:
+        options = self._options
         machine, report = f"{INSIDE}/machine.json", f"{INSIDE}/report.json"
         self._host.put(self._config.to_json().encode(), machine)
         argv = ["run", "--host", "native", "--machine-json", machine]
+        argv += ["--start", options.start, *self._qmp]
         argv += ["--timeout", str(options.timeout)] if options.timeout else []
         argv += ["--report", report] if options.report else []
         job = self._start(argv)
@@ -204,34 +235,81 @@ class _Session:
             self._sinks[3 + len(self._outputs)] = wire.Sink(_create(option, chardev.path))
             return chardev._replace(path=inside)
         if chardev.kind == "socket":
-            self._listen(option, chardev.path, inside)
+            from nemu.backends.listener import UnixListener
+
+            listener = UnixListener(chardev.path, option, f"socket={chardev.path}")
+            self._stack.callback(listener.close)
+            # The same path inside, so that who asks the machine for its console gets the one that is here.
+            inside = os.path.abspath(chardev.path)
+            self._host.client.operate("link_paths", links={}, directories=[os.path.dirname(inside)])
+            self._serve(listener.socket, inside)
             return chardev._replace(path=inside)
         return chardev
 
+    def _serve_management(self) -> list[str]:
+        """Open the sockets for QMP clients here; gives the settings of the nemu inside for them."""
+        from nemu import rundir
+        from nemu.qmp.sockets import open_endpoints, open_in_run_directory
+
+        inside = f"{INSIDE}/qmp"
+        endpoints = open_endpoints(self._options)
+        for endpoint in endpoints:
+            self._stack.callback(endpoint.close)
+        if (own := open_in_run_directory(self._options)) is not None:
+            self._stack.callback(own.close)
+            endpoints.append(own)
+        for endpoint in endpoints:
+            if endpoint.listens:
+                self._serve(endpoint.socket, inside)
+            else:
+                self._connect(endpoint.take(), inside)
+        settings = ["--name", rundir.name_of(self._options), "--qmp", "off"]
+        return [*settings, "--qmp", inside] if endpoints else settings
+
+    def _vsock(self, config: MachineConfig) -> VsockConfig | None:
+        """The same device inside; clients of the user's socket reach it."""
+        if config.vsock is None:
+            return None
+        inside = f"{INSIDE}/vsock"
+        self._listen("--vsock", config.vsock.socket, inside)
+        return config.vsock._replace(socket=inside)
+
     def _listen(self, option: str, path: str, inside: str) -> None:
         """Each client that connects to ``path`` is connected to the socket ``inside``."""
-        import socket
+        from nemu.backends.listener import UnixListener
 
-        from nemu.backends.chardev_socket import remove_stale
+        listener = UnixListener(path, option, f"socket={path}")
+        self._stack.callback(listener.close)
+        self._serve(listener.socket, inside)
 
-        listener = self._stack.enter_context(
-            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        )
-        remove_stale(path, option)
-        try:
-            listener.bind(path)
-        except OSError as error:
-            raise ConfigError(option, f"socket={path}", f"cannot listen: {error.strerror}") from None
-        self._stack.callback(_unlink, path)
-        listener.listen(4)
+    def _serve(self, listener: socket.socket, inside: str) -> None:
+        """Each client that comes to ``listener`` is connected to the socket ``inside``; CLIENTS at a time."""
+        watched = self._host.client.pump.watched
+        clients = 0
 
         def accept() -> None:
-            connection, _ = listener.accept()
-            source, sink = wire.Source(os.dup(connection.fileno())), wire.Sink(connection.detach())
-            job = self._host.client.start({"what": "connect", "path": inside}, {}, {1: sink})
-            job.on_ready = lambda: job.add_source(0, source)
+            nonlocal clients
+            try:
+                connection, _ = listener.accept()
+            except OSError:  # it has gone again
+                return
+            clients += 1
+            if clients == CLIENTS:
+                del watched[listener.fileno()]
+            self._connect(connection, inside).on_exit = left
 
-        self._host.client.pump.watched[listener.fileno()] = accept
+        def left() -> None:
+            nonlocal clients
+            clients -= 1
+            watched[listener.fileno()] = accept
+
+        watched[listener.fileno()] = accept
+
+    def _connect(self, connection: socket.socket, inside: str) -> Job:
+        source, sink = wire.Source(os.dup(connection.fileno())), wire.Sink(connection.detach())
+        job = self._host.client.start({"what": "connect", "path": inside}, {}, {1: sink})
+        job.on_ready = lambda: job.add_source(0, source)
+        return job
 
     def _fetch_report(self, inside: str, path: str) -> None:
         try:
@@ -261,10 +339,3 @@ def _create(option: str, path: str) -> int:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise ConfigError(option, f"file={path}", f"cannot open it for writing: {error.strerror}") from None
-
-
-def _unlink(path: str) -> None:
-    try:
-        os.unlink(path)
-    except OSError as error:
-        print(f"nemu: cannot remove {path}: {error.strerror}", file=sys.stderr)

@@ -67,7 +67,12 @@ class VhostUserDevice(VirtioDevice):
 
     def activate(self, features: int, queues: tuple[Queue | None, ...], transport: Transport) -> None:
         self._transport = transport
-        self._frontend.start(Activation(features, queues, transport, self._ram))
+        active = Activation(features, queues, transport, self._ram)
+        self.prepare(active)
+        self._frontend.start(active)
+
+    def prepare(self, active: Activation) -> None:
+        """What a type has to add before a back end gets ``active``."""
 
     def serves(self, index: int) -> bool:
         return False

@@ -102,7 +102,7 @@ class Frontend:
         self._active: Activation | None = None
         self._stopping: Activation | None = None  # its rings are being stopped, for ``_stopped``
         self._stopped: Callable[[], None] | None = None
-        self._writes: dict[tuple[int, int], int] = {}  # to the configuration space, not yet sent
+        self._unsent: dict[tuple[int, int], int] = {}  # writes to the configuration space
         self._reading = False  # the configuration space is about to be read
         self._timer: Timer | None = None
         self._delay = FIRST_RETRY
@@ -209,16 +209,21 @@ class Frontend:
             yield from script.memory(self.info, active.ram.regions, self._known)
 
     def write_config(self, offset: int, width: int, value: int) -> None:
-        """To the back end, some time; of several writes to one field the last."""
-        if not self.info.protocol & message.P_CONFIG:
-            return
-        self._writes[offset, width] = value
-        if len(self._writes) == 1 and self._up and self._channel:
-            self._channel.run(self._send_writes(), lambda _: None)
+        """To the back end, now or when it gets the queues; of several writes to one field the last."""
+        active = self._active
+        if active is None:
+            return  # nothing that a driver sets before DRIVER_OK
+        active.writes[offset, width] = value
+        if active.started and self._up and self._channel:
+            waiting = bool(self._unsent)
+            self._unsent[offset, width] = value
+            if not waiting:
+                self._channel.run(self._send_writes(), lambda _: None)
 
     def _send_writes(self) -> Script[None]:
-        writes, self._writes = self._writes, {}
-        yield from script.write_config(writes)
+        writes, self._unsent = self._unsent, {}
+        if self.info.protocol & message.P_CONFIG:
+            yield from script.write_config(writes)
 
     # --- the connection ------------------------------------------------------------------------------
 
@@ -291,8 +296,10 @@ class Frontend:
         self._delay = min(2 * self._delay, LAST_RETRY)
 
     def _forget_session(self) -> None:
+        self._note_idle_rings()
         self._up = self._reading = False
         self._known.clear()
+        self._unsent.clear()
         if self._requests:
             self._requests.close()
         if self._channel:
@@ -324,7 +331,7 @@ class Frontend:
         resumed = active.started
         if resumed and not self._find_bases(active):
             return
-        active.started = True
+        active.started = active.running = True
         self._channel.run(
             script.start(self.info, active, self._known), partial(self._rings_started, active, resumed)
         )
@@ -332,8 +339,8 @@ class Frontend:
     def _find_bases(self, active: Activation) -> bool:
         try:
             for index, queue in active.rings:
-                tracked = active.inflight is not None
-                base = resume.base(active.ram, queue, tracked=tracked, in_order=self._in_order)
+                known = active.inflight is not None or index in active.idle
+                base = resume.base(active.ram, queue, known=known, in_order=self._in_order)
                 if base is None:
                     error = "the back end was lost with requests of which nobody knows whether they were done"
                     self._stop_device(active, HostError(error))
@@ -343,6 +350,16 @@ class Frontend:
             self._stop_device(active, error)
             return False
         return True
+
+    def _note_idle_rings(self) -> None:
+        """What the driver makes available from now on no back end has seen."""
+        active = self._active
+        if active and active.running:
+            active.running = False
+            try:
+                active.idle = {index for index, queue in active.rings if resume.owed(active.ram, queue) == 0}
+            except GuestError:
+                active.idle = set()
 
     def _rings_started(self, active: Activation, resumed: bool, _result: None) -> None:
         self._delay = FIRST_RETRY
@@ -371,7 +388,7 @@ class Frontend:
     def _owed(self, active: Activation, bases: dict[int, int]) -> bool:
         try:
             return any(
-                0 < (bases[index] - resume.indices(active.ram, queue)[1]) & 0xFFFF <= queue.size
+                0 < (bases[index] - resume.indices(active.ram, queue).used) & 0xFFFF <= queue.size
                 for index, queue in active.rings
             )
         except GuestError:

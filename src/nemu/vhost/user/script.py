@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -57,7 +57,8 @@ class Info(NamedTuple):
 class Activation:
     """One life of the device from DRIVER_OK to its reset.  ``queues`` are those that the back end serves.
 
-    ``started``: a back end may have touched the rings.  ``inflight`` goes from one back end to the next.
+    ``started``: a back end may have touched the rings; ``running``: one may do so now; ``idle``: where the
+    last one owed nothing when it was lost.  ``inflight`` goes from one back end to the next.
     """
 
     features: int
@@ -65,9 +66,13 @@ class Activation:
     transport: Transport
     ram: GuestRam
     started: bool = False
+    running: bool = False
+    idle: set[int] = field(default_factory=set)
     inflight: Inflight | None = None
     errors: int = -1  # eventfd by which the back end tells of an error in a ring
     bases: dict[int, int] = field(default_factory=dict)
+    # What was written to the configuration space, for each (offset, width): a new back end gets it again.
+    writes: dict[tuple[int, int], int] = field(default_factory=dict)
 
     @property
     def rings(self) -> list[tuple[int, Queue]]:
@@ -116,8 +121,8 @@ def get_inflight(queues: int, queue_size: int) -> Script[Inflight]:
     return message.inflight(reply, queues, queue_size)
 
 
-def write_config(writes: dict[tuple[int, int], int]) -> Script[None]:
-    """(offset, width): value."""
+def write_config(writes: Mapping[tuple[int, int], int]) -> Script[None]:
+    """Values by (offset, width)."""
     yield [
         message.set_config(offset, value.to_bytes(width, "little"))
         for (offset, width), value in writes.items()
@@ -137,6 +142,8 @@ def start(info: Info, active: Activation, known: list[Region]) -> Script[None]:
             active.inflight = yield from get_inflight(len(active.queues), largest)
         yield [message.set_inflight(active.inflight)]
     yield from memory(info, active.ram.regions, known)
+    if info.protocol & message.P_CONFIG:
+        yield from write_config(active.writes)
     for index, queue in active.rings:
         yield _ring(index, queue, active)
     if info.features & message.F_PROTOCOL_FEATURES:

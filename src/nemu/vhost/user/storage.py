@@ -17,14 +17,27 @@ if TYPE_CHECKING:
     from nemu.config.disk import DiskConfig
     from nemu.interfaces import EventLoop
     from nemu.memory import GuestRam
+    from nemu.vhost.user.script import Activation
 
 PROGRAM, PACKAGE = "qemu-storage-daemon", "qemu-system-common"
 DEVICE_ID = 2
 QUEUE_SIZE = 128
 # 5.2.4 up to the write zeroes fields; what came later a back end may lack
 CONFIG_SIZE = 60
-_NUM_QUEUES = 34  # offset, a u16
-F_MQ = 1 << 12
+_WRITEBACK, _NUM_QUEUES = 32, 34  # offsets of a u8 and a u16
+F_RO, F_FLUSH, F_CONFIG_WCE, F_MQ = 1 << 5, 1 << 9, 1 << 11, 1 << 12
+SECTOR = 512
+
+
+class VhostUserBlk(VhostUserDevice):
+    """The cache is written back, and flushed when the driver says so, as on nemu's own disks.
+
+    A driver that does not flush gets writes that are on stable storage when they are done (5.2.6.2).
+    """
+
+    def prepare(self, active: Activation) -> None:
+        if self._frontend.info.features & F_CONFIG_WCE:
+            active.writes[_WRITEBACK, 1] = int(bool(active.features & F_FLUSH))
 
 
 class VhostUserDisk:
@@ -49,11 +62,11 @@ class VhostUserDisk:
             )
         self._frontend.begin()
 
-    def device(self, name: str, ram: GuestRam) -> VhostUserDevice:
+    def device(self, name: str, ram: GuestRam) -> VhostUserBlk:
         """The device of a machine.  Raises ConfigError and HostError when there is no usable back end."""
         self._frontend.open()
         queues = self._count()
-        return VhostUserDevice(
+        return VhostUserBlk(
             name,
             DEVICE_ID,
             self._frontend,
@@ -61,7 +74,22 @@ class VhostUserDisk:
             queues=queues,
             queue_size=QUEUE_SIZE,
             own={_NUM_QUEUES: queues.to_bytes(2, "little")},
+            features=~F_CONFIG_WCE,
         )
+
+    @property
+    def path(self) -> str:
+        """The image, or the socket of its back end."""
+        return self._config.path or self._config.socket
+
+    @property
+    def readonly(self) -> bool:
+        return bool(self._frontend.info.features & F_RO)
+
+    @property
+    def size(self) -> int:
+        """Bytes (5.2.4: capacity, in sectors)."""
+        return int.from_bytes(self._frontend.info.config[:8], "little") * SECTOR
 
     def drain(self) -> None:
         self._frontend.drain()

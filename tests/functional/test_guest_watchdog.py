@@ -1,0 +1,45 @@
+"""The watchdog with Linux' own driver for it: quiet while it is fed, and never overlooked."""
+
+from __future__ import annotations
+
+from functional.guest import Boot, boot
+from functional.rig import Rig
+
+LOAD = "modprobe wdat_wdt; cd /sys/class/watchdog/watchdog0"
+# busybox' watchdog takes over the file and feeds it; killed, it can not say good-bye.
+FEED = "watchdog -F -t 500ms -T {} /dev/watchdog & feeder=$!"
+
+
+def starve(host: Rig, action: str) -> Boot:
+    commands = {
+        "driver": f"{LOAD}; cat identity bootstatus state",
+        "fed": f"{FEED.format(4)}; sleep 9; cat state timeout; cat timeleft; echo alive",
+        "starved": "kill -9 $feeder; sleep 1000",
+    }
+    return boot(host, commands, "--watchdog", action)
+
+
+def test_a_guest_that_feeds_it_lives_and_one_that_stops_is_ended(host: Rig) -> None:
+    seen = starve(host, "panic")
+    assert seen["driver"].split() == ["wdat_wdt", "0", "inactive"]
+    state, timeout, left, word = seen["fed"].split()
+    assert (state, timeout, word) == ("active", "4", "alive")
+    assert 0 <= int(left) <= 4
+    assert seen.status == 3
+    assert seen.stderr == "nemu: the guest did not feed its watchdog\n"
+    assert seen.report["outcome"] == "watchdog"
+    assert {"name": "watchdog", "place": "0xfea04000"} in seen.report["devices"]
+
+
+def test_after_a_reset_the_guest_can_tell_why(host: Rig) -> None:
+    commands = (
+        f"{LOAD}; echo boot status $(cat bootstatus); [ $(cat bootstatus) = 0 ] || poweroff -f;"
+        f"{FEED.format(2)}; sleep 1; kill -9 $feeder; sleep 1000"
+    )
+    done = host.run_guest(commands, ["--watchdog", "reset"])
+    assert done.status == 0
+    assert done.stderr == b"nemu: the guest did not feed its watchdog (action: reset)\n"
+    assert [line for line in done.stdout.decode().splitlines() if line.startswith("boot status")] == [
+        "boot status 0",
+        "boot status 32",  # WDIOF_CARDRESET of linux/watchdog.h
+    ]
