@@ -78,4 +78,4 @@ def _assemble(machine: Machine, config: MachineConfig, peripherals: Peripherals)
 
     slots.drop_writes((board.ecam + register for register in host.inert_registers()), width=4)
 
-    board.boot(ram, first)
+    board.boot(ram, first, peripherals.initramfs)

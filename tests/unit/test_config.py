@@ -18,8 +18,10 @@ from nemu.config.balloon import BalloonConfig
 from nemu.config.chardev import ChardevConfig
 from nemu.config.cpus import Cpus, Memory
 from nemu.config.disk import DiskConfig, scsi_addresses
+from nemu.config.fs import FsConfig
 from nemu.config.net import Forward, NetConfig
 from nemu.config.pmem import PmemConfig
+from nemu.config.port import PortConfig
 from nemu.config.vhost_user import VhostUserConfig
 from nemu.config.vsock import VsockConfig
 from nemu.errors import ConfigError
@@ -405,6 +407,77 @@ def test_the_serial_port_has_no_socket() -> None:
     assert refusal(serial="socket=s").endswith("must be off, stdio or file=PATH")
 
 
+@pytest.mark.parametrize(
+    ("value", "port"),
+    [
+        ("name=agent.0,socket=s", PortConfig("agent.0", "socket", "s")),
+        ("file=a,,b,name=log", PortConfig("log", "file", "a,b")),
+        ("name=x,stdio", PortConfig("x", "stdio")),
+        ({"name": "x", "socket": "s"}, PortConfig("x", "socket", "s")),
+        ({"name": "x", "stdio": True}, PortConfig("x", "stdio")),
+    ],
+)
+def test_a_port_has_a_name_and_a_place(value: object, port: PortConfig) -> None:
+    assert machine(port=[value]).ports == (port,)
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("", "must be KEY=VALUE"),
+        ("name=x", "with one of socket=PATH, file=PATH and stdio"),
+        ("socket=s", "must be name=NAME"),
+        ("name=x,socket=s,file=f", "with one of"),
+        ("name=x,pty", "'pty' must be KEY=VALUE"),
+        ("name=x,sockt=s", "did you mean socket?"),
+        ("name=,stdio", "name must have 1 to 64 printable ASCII characters"),
+        ("name=" + "x" * 65 + ",stdio", "name must have 1 to 64"),
+        ("name=a/b,stdio", "slash"),
+        ("name=ä,stdio", "printable ASCII"),
+        ({"name": "x", "stdio": False}, "with one of"),
+        ({"name": 7, "stdio": True}, "name must be text"),
+    ],
+)
+def test_a_wrong_port_is_refused(value: object, problem: str) -> None:
+    message = refusal(port=[value])
+    assert message.startswith("--port ")
+    assert problem in message
+
+
+@pytest.mark.parametrize(
+    ("value", "fs"),
+    [
+        ("tag=t,dir=/d", FsConfig("t", dir="/d")),
+        ("dir=a,,b,tag=t,readonly=on,cache=never", FsConfig("t", dir="a,b", readonly=True, cache="never")),
+        ("tag=t,socket=s", FsConfig("t", socket="s")),
+        ({"tag": "t", "dir": "d", "readonly": True}, FsConfig("t", dir="d", readonly=True)),
+    ],
+)
+def test_a_file_system_has_a_tag_and_a_place(value: object, fs: FsConfig) -> None:
+    assert machine(fs=[value]).filesystems == (fs,)
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("t", "'t' must be KEY=VALUE"),
+        ("tag=t", "must be tag=TAG with socket=SOCKET or dir=DIR"),
+        ("dir=d", "must be tag=TAG with"),
+        ("tag=t,dir=d,socket=s", "must be tag=TAG with"),
+        ("tag=t,socket=s,readonly=on", "has its own"),
+        ("tag=t,dir=d,cache=none", "cache must be auto, always or never"),
+        ("tag=,dir=d", "tag must have 1 to 36 bytes"),
+        ("tag=" + "ä" * 19 + ",dir=d", "tag must have 1 to 36 bytes"),
+        ("tag=t,dir=", "dir must be a path"),
+        ("tag=t,dax=on,dir=d", "unknown key dax"),
+    ],
+)
+def test_a_wrong_file_system_is_refused(value: object, problem: str) -> None:
+    message = refusal(fs=[value])
+    assert message.startswith("--fs ")
+    assert problem in message
+
+
 @pytest.mark.parametrize("text", ["nan", "inf", "-1", "", "1s", "1e999"])
 def test_a_wrong_timeout_is_refused(text: str) -> None:
     assert "must be a number of seconds" in refusal(timeout=text)
@@ -477,7 +550,19 @@ machines = st.builds(
     nets=st.lists(network_cards, max_size=3).map(tuple),
     pmems=st.lists(st.builds(PmemConfig, path=names), max_size=2).map(tuple),
     rng=st.booleans(),
-    balloon=st.none() | st.builds(BalloonConfig, size=st.integers(0, 1 << 20).map(lambda mib: mib * MIB)),
+    command=st.lists(names, max_size=3).map(tuple),
+    env=st.lists(names, max_size=3).map(tuple),
+    rw=st.booleans(),
+    ports=st.lists(st.builds(PortConfig, name=names, kind=st.just("file"), path=names), max_size=3).map(
+        tuple
+    ),
+    filesystems=st.lists(st.builds(FsConfig, tag=names, dir=names), max_size=3).map(tuple),
+    balloon=st.none()
+    | st.builds(
+        BalloonConfig,
+        size=st.integers(0, 1 << 20).map(lambda mib: mib * MIB),
+        statistics=st.floats(0, 3600),
+    ),
     vsock=st.none() | st.builds(VsockConfig, cid=st.integers(3, 9), socket=names),
     console=st.builds(ChardevConfig, kind=st.just("file"), path=names),
 )

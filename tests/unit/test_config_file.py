@@ -15,6 +15,7 @@ from nemu.config.chardev import ChardevConfig
 from nemu.config.cpus import Cpus, Memory
 from nemu.config.disk import DiskConfig
 from nemu.config.net import NetConfig
+from nemu.config.port import PortConfig
 from nemu.config.vsock import VsockConfig
 from nemu.errors import ConfigError
 
@@ -37,6 +38,7 @@ def test_a_file_gives_the_same_settings_as_the_command_line(tmp_path: Path) -> N
         disk = ["/a.img,readonly=on", { path = "b.img", serial = "b" }]
         net = "user"
         console = "file=log"
+        port = ["name=a,socket=s", { name = "b", file = "f" }, "socket=/t,name=c", "name=d,stdio"]
         timeout = 1.5
         report = "run.json"
         """,
@@ -51,6 +53,12 @@ def test_a_file_gives_the_same_settings_as_the_command_line(tmp_path: Path) -> N
         disks=(DiskConfig("/a.img", readonly=True), DiskConfig(f"{tmp_path}/b.img", serial="b")),
         nets=(NetConfig("user"),),
         console=ChardevConfig("file", f"{tmp_path}/log"),
+        ports=(
+            PortConfig("a", "socket", f"{tmp_path}/s"),
+            PortConfig("b", "file", f"{tmp_path}/f"),
+            PortConfig("c", "socket", "/t"),
+            PortConfig("d", "stdio"),
+        ),
     )
     assert options == RunOptions(timeout=1.5, report=f"{tmp_path}/run.json")
 

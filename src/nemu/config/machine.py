@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemu import syntax
 from nemu.config.chardev import CONSOLE, SERIAL, ChardevConfig, ChardevReader
+from nemu.config.command import CommandReader, variable
 from nemu.config.cpus import MAX_CPUS, Cpus, CpusReader, HotplugReader, Memory, MemoryReader
 from nemu.config.setting import Given, Kind, Setting, setting
 from nemu.errors import ConfigError
@@ -18,8 +19,10 @@ from nemu.errors import ConfigError
 if TYPE_CHECKING:
     from nemu.config.balloon import BalloonConfig
     from nemu.config.disk import DiskConfig
+    from nemu.config.fs import FsConfig
     from nemu.config.net import NetConfig
     from nemu.config.pmem import PmemConfig
+    from nemu.config.port import PortConfig
     from nemu.config.qmp import QmpConfig
     from nemu.config.vhost_user import VhostUserConfig
     from nemu.config.vsock import VsockConfig
@@ -130,6 +133,19 @@ class MachineConfig:
             device=True,
         ),
     )
+    filesystems: tuple[FsConfig, ...] = setting(
+        (),
+        Setting(
+            "fs",
+            Kind("fs", "FsConfig"),
+            "tag=TAG,dir=DIR[,readonly=on|off][,cache=auto|always|never]|tag=TAG,socket=SOCKET",
+            "virtio file system that the guest mounts as TAG (type virtiofs): the directory DIR, by a "
+            "virtiofsd that nemu starts, or what the virtiofsd at SOCKET shares; repeat for more",
+            many=True,
+            path_keys=("dir", "socket"),
+            device=True,
+        ),
+    )
     rng: bool = setting(
         True, Setting("rng", syntax.switch, "on|off", "virtio entropy device (default: on)", device=True)
     )
@@ -201,6 +217,18 @@ class MachineConfig:
             paths=True,
         ),
     )
+    ports: tuple[PortConfig, ...] = setting(
+        (),
+        Setting(
+            "port",
+            Kind("port", "PortConfig"),
+            "name=NAME,socket=PATH|file=PATH|stdio",
+            "virtio port for a program in the guest, such as an agent, which opens /dev/virtio-ports/NAME; "
+            "repeat for more",
+            many=True,
+            path_keys=("socket", "file"),
+        ),
+    )
     serial: ChardevConfig = setting(
         ChardevConfig("off"),
         Setting(
@@ -209,6 +237,48 @@ class MachineConfig:
             SERIAL,
             "a 16550 UART at port 0x3f8 (ttyS0) as well, slow, for early debugging (default: off)",
             paths=True,
+        ),
+    )
+
+    command: tuple[str, ...] = setting(
+        (),
+        Setting(
+            "command",
+            CommandReader(),
+            "COMMAND...",
+            "run COMMAND in a throwaway guest whose root is this host's; nemu's exit status is the command's",
+            words=True,
+        ),
+    )
+    root: str = setting(
+        "",
+        Setting(
+            "root", syntax.path, "DIR", "the command's root directory (default: this host's, /)", paths=True
+        ),
+    )
+    rw: bool = setting(
+        False,
+        Setting(
+            "rw",
+            syntax.switch,
+            "on|off",
+            "let the command write to that directory; else what it writes goes with the guest (default: off)",
+            flag=True,
+        ),
+    )
+    directory: str = setting(  # "": settled from where nemu is run
+        "",
+        Setting("cwd", syntax.path, "DIR", "the command's directory in its root (default: the current one)"),
+    )
+    env: tuple[str, ...] = setting(
+        (),
+        Setting(
+            "env",
+            variable,
+            "NAME[=VALUE]",
+            "a variable of the command's environment besides PATH, HOME, TERM, LANG and their like; without "
+            "=VALUE it is passed on; repeat for more",
+            many=True,
         ),
     )
 
@@ -234,10 +304,10 @@ class MachineConfig:
             values = json.loads(text)
             for item in fields(cls):
                 how: Setting = item.metadata["setting"]
-                if load := getattr(how.read, "load", None):
-                    given = values[item.name]
-                    if given is not None or item.default is not None:
-                        values[item.name] = tuple(map(load, given)) if how.many else load(given)
+                given = values[item.name]
+                if given is not None or item.default is not None:
+                    load = getattr(how.read, "load", lambda value: value)
+                    values[item.name] = tuple(map(load, given)) if how.many else load(given)
             return cls(**values)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise ValueError(f"not a machine that nemu wrote ({error})") from None

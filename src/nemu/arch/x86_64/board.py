@@ -213,8 +213,11 @@ class Board:
             self._machine.last_words = log[-LAST_WORDS:]
             self._machine.finish(Outcome.PANIC)
 
-    def boot(self, ram: GuestRam, first: Vcpu) -> None:
-        """Write the ACPI tables, load the kernel and put the first CPU at its entry."""
+    def boot(self, ram: GuestRam, first: Vcpu, initramfs: bytes) -> None:
+        """Write the ACPI tables, load the kernel and put the first CPU at its entry.
+
+        ``initramfs`` is an archive to go behind the initrd, b"" for none.
+        """
         config = self._config
         ram.write(*reset_vector.image(acpi.POWER.reset, acpi.POWER.reset_value))
         gsi_base = 0 if config.irqchip == "kernel" else layout.IOAPIC_GSI_BASE
@@ -227,7 +230,14 @@ class Board:
             device_tables=self._tables,
             ioapic_gsi_base=gsi_base,
         )
-        entry = loader.load(ram, kernel=config.kernel, initrd=config.initrd, cmdline=config.append, rsdp=rsdp)
+        entry = loader.load(
+            ram,
+            kernel=config.kernel,
+            initrd=config.initrd,
+            extra=initramfs,
+            cmdline=config.append,
+            rsdp=rsdp,
+        )
         vcpu.set_entry(first, entry)
 
 
@@ -251,5 +261,5 @@ class SerialConsole:
     def writable(self) -> None:
         pass
 
-    def resized(self) -> None:
+    def changed(self) -> None:
         pass

@@ -13,10 +13,11 @@ from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from nemu.config.port import PortConfig
 from nemu.errors import ConfigError, HostError
 from nemu.host.emulated import wire
 from nemu.host.emulated.client import Job, JobError
-from nemu.host.emulated.host import PATH, Host
+from nemu.host.emulated.host import PATH, Host, shared_path
 
 if TYPE_CHECKING:
     import socket
@@ -33,6 +34,7 @@ TIMED_OUT = 4
 GRACE = 15.0  # seconds after --timeout until the emulated host itself is given up
 OVERHEAD = 384  # MiB: the kernel and the programs of the emulated host
 SMALLEST = 1024  # MiB
+MAX_FILES = 3  # streams of a job that are left for them
 CLIENTS = 64  # of one socket at once, for each takes two descriptors; the others wait in the backlog
 _PATIENCE = 3  # signals after which nobody is asked any more
 FIRST_PORT = 20000  # inside, for the first forward
@@ -48,10 +50,13 @@ def run(config: MachineConfig, options: RunOptions) -> int:
         config = _seed(config, stack)
         _lock_disks(config, stack)
         files = {f"{INSIDE}/{name}": path for name in ("kernel", "initrd") if (path := getattr(config, name))}
-        # What holds a disk to its limits runs inside.
+        shared = [(fs.dir, fs.readonly) for fs in config.filesystems]
+        # What holds a disk to its limits, and what shares directories, runs inside.
         daemon = any(not disk._replace(format="raw").in_process for disk in config.disks)
-        packages = ("qemu-system-common",) if daemon else ()
-        host = stack.enter_context(Host(files=files, packages=packages, memory=_memory(config)))
+        packages = ("qemu-system-common",) if daemon or shared else ()
+        host = stack.enter_context(
+            Host(files=files, packages=packages, memory=_memory(config), shared=shared)
+        )
         session = _Session(host, config, options, stack)
         return session.run()
 
@@ -79,6 +84,7 @@ def _refuse_vsock(config: MachineConfig) -> None:
 def _refuse_sockets(config: MachineConfig) -> None:
     named = [("--disk", "vhost-user", disk.socket) for disk in config.disks]
     named += [("--vhost-user", "socket", device.socket) for device in config.vhost_users]
+    named += [(fs.option, "socket", fs.socket) for fs in config.filesystems]
     for option, key, path in named:
         if path:
             problem = "the emulated host cannot reach it; use a host with KVM"
@@ -139,7 +145,9 @@ class _Session:
         self._outputs: list[str] = []
         self._sinks: dict[int, wire.Sink] = {}
         self._signals = 0
-        self._stdio = "stdio" in (config.console.kind, config.serial.kind)
+        kinds = (config.console.kind, config.serial.kind, *(port.kind for port in config.ports))
+        self._terminal = "stdio" in kinds  # a terminal here is one inside, in raw mode
+        self._input = self._terminal or bool(config.command)
         disks = tuple(_attach(host, disk) for disk in config.disks)
         pmems = tuple(pmem._replace(path=host.attach(pmem.path, pmem.readonly)) for pmem in config.pmems)
         self._config = replace(
@@ -150,8 +158,17 @@ class _Session:
             pmems=pmems,
             vsock=self._vsock(config),
             nets=self._forward(config.nets),
-            console=self._chardev("--console", config.console),
-            serial=self._chardev("--serial", config.serial),
+            filesystems=tuple(
+                fs._replace(dir=shared_path(number)) for number, fs in enumerate(config.filesystems)
+            ),
+            # The command's root is the last of them.
+            root=config.root and shared_path(len(config.filesystems) - 1),
+            console=self._chardev("--console", config.console, "console"),
+            serial=self._chardev("--serial", config.serial, "serial"),
+            ports=tuple(
+                PortConfig(port.name, *self._chardev("--port", port.chardev, f"port{number}"))
+                for number, port in enumerate(config.ports)
+            ),
         )
         self._qmp = self._serve_management()
 
@@ -177,13 +194,15 @@ class _Session:
 
         terminals = []
         sources = {}
-        if self._stdio and (is_our_terminal(0) or not os.isatty(0)):
+        if self._input and (is_our_terminal(0) or not os.isatty(0)):
             sources[0] = wire.Source(0, owned=False)
-            if os.isatty(0):
+            if os.isatty(0) and self._terminal:
                 terminals.append(0)
                 self._stack.callback(RawTerminal(0).restore)
         if os.isatty(1):
             terminals.append(1)
+        if self._config.command and 0 in terminals and os.isatty(2):
+            terminals.append(2)
         sinks = {stream: wire.Sink(stream, owned=False) for stream in (1, 2)}
         request: dict[str, Any] = {
             "what": "spawn",
@@ -232,10 +251,13 @@ class _Session:
             result.append(net._replace(forward=tuple(inside)))
         return tuple(result)
 
-    def _chardev(self, option: str, chardev: ChardevConfig) -> ChardevConfig:
+    def _chardev(self, option: str, chardev: ChardevConfig, name: str) -> ChardevConfig:
         """The same back end inside; its bytes come out to the user's file or socket."""
-        inside = f"{INSIDE}/{option.lstrip('-')}"
+        inside = f"{INSIDE}/{name}"
         if chardev.kind == "file":
+            if len(self._outputs) == MAX_FILES:
+                value = f"file={chardev.path}"
+                raise ConfigError(option, value, f"the emulated host has at most {MAX_FILES} output files")
             self._outputs.append(inside)
             self._sinks[3 + len(self._outputs)] = wire.Sink(_create(option, chardev.path))
             return chardev._replace(path=inside)
