@@ -38,11 +38,11 @@ def backends() -> Iterator[tuple[str, str]]:
         with open(disk, "wb") as file:
             file.truncate(DISK)
         tap = f"{TAP}-{os.getpid() % 100000}"
-        _tap("add", tap)
+        tap_device("add", tap)
         try:
             yield disk, tap
         finally:
-            _tap("del", tap)
+            tap_device("del", tap)
 
 
 def boot(name: str, guest: list[str], idle: float) -> dict[str, Any]:
@@ -56,13 +56,13 @@ def boot(name: str, guest: list[str], idle: float) -> dict[str, Any]:
         argv = MACHINES[name](Guest(guest[0], guest[1], guest[2], disk, tap))
         report = os.path.join(directory, "report.json")
         argv += ["--report", report] if name == OURS else []
-        with _running(argv) as (process, start):
+        with running(argv) as (process, start):
             figures = _until_init(process, start)
             figures["exits"] = trace.exits()
             first = trace.first_run()
             figures["first_kvm_run_s"] = first - start if first else None
             time.sleep(SETTLE)
-            figures["pss_mib"] = _pss_mib(process.pid)
+            figures["pss_mib"] = memory_mib(process.pid)[1]
             if idle:
                 figures["idle_calls"] = _idle_calls(process.pid, idle)
             if name == OURS:
@@ -74,21 +74,24 @@ def first_run(name: str, guest: list[str]) -> float:
     """Seconds from process start to the first KVM_RUN of machine ``name``, which is killed then."""
     with backends() as (disk, tap), Trace() as trace:
         argv = MACHINES[name](Guest(guest[0], guest[1], guest[2], disk, tap))
-        with _running(argv) as (process, start):
+        with running(argv) as (process, start):
             while (first := trace.first_run()) is None:
                 if process.poll() is not None or time.monotonic() - start > PATIENCE:
-                    raise HostError(f"{name} did not start its guest: {_output(process)!r}")
+                    raise HostError(f"{name} did not start its guest: {output(process)!r}")
                 time.sleep(0.05)  # long, so that looking costs nothing that is measured
             return first - start
 
 
 @contextmanager
-def _running(argv: list[str]) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
+def running(
+    argv: list[str], stdin: int = subprocess.DEVNULL
+) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
+    """A VMM, killed afterwards, and when it was started."""
     start = time.monotonic()
     try:
         process = subprocess.Popen(
             argv,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=_environment(),
@@ -114,38 +117,48 @@ def _environment() -> dict[str, str]:
     return {**found, "PYTHONPATH": source}
 
 
-def _output(process: subprocess.Popen[bytes]) -> bytes:
+def output(process: subprocess.Popen[bytes]) -> bytes:
     assert process.stdout is not None
     return process.stdout.read() or b""
 
 
-def _until_init(process: subprocess.Popen[bytes], start: float) -> dict[str, Any]:
+def until(process: subprocess.Popen[bytes], mark: bytes, patience: float = PATIENCE) -> tuple[float, bytes]:
+    """(time.monotonic() when the guest had printed a line with ``mark``, the rest of the line).
+
+    What else it printed until then is lost.  Raises HostError when it does not come.
+    """
     assert process.stdout is not None
+    deadline = time.monotonic() + patience
     printed = b""
     while True:
         select.select([process.stdout], [], [], 1.0)
         now = time.monotonic()
-        printed += _output(process)
-        line = printed.partition(MARK)[2]
-        if b"\n" in line:
-            return {"init_s": now - start, "uptime_s": float(line.split()[0])}
-        if process.poll() is not None or now - start > PATIENCE:
+        printed += output(process)
+        rest, end, _ = printed.partition(mark)[2].partition(b"\n")
+        if end:
+            return now, rest
+        if process.poll() is not None or now > deadline:
             raise HostError(f"{process.args!r}: no guest came up; it printed {printed[-400:]!r}")
 
 
-def _pss_mib(pid: int) -> float:
-    """The process's proportional share of memory, guest RAM (its one mapping of that size) aside."""
-    total = 0
+def _until_init(process: subprocess.Popen[bytes], start: float) -> dict[str, Any]:
+    now, uptime = until(process, MARK)
+    return {"init_s": now - start, "uptime_s": float(uptime)}
+
+
+def memory_mib(pid: int, size: int = MEMORY) -> tuple[float, float]:
+    """(guest RAM, all else): the process's proportional share in MiB.  RAM is its mapping of ``size`` MiB."""
+    shares = [0.0, 0.0]
     is_ram = False
     with open(f"/proc/{pid}/smaps", encoding="ascii", errors="replace") as file:
         for line in file:
             head, _, rest = line.partition(" ")
             if not head.endswith(":"):
                 start, _, end = head.partition("-")
-                is_ram = int(end, 16) - int(start, 16) >= MEMORY << 20
-            elif head == "Pss:" and not is_ram:
-                total += int(rest.split()[0])
-    return total / 1024
+                is_ram = int(end, 16) - int(start, 16) >= size << 20
+            elif head == "Pss:":
+                shares[not is_ram] += int(rest.split()[0]) / 1024
+    return shares[0], shares[1]
 
 
 def _idle_calls(pid: int, seconds: float) -> int:
@@ -176,14 +189,14 @@ def _end_with_report(process: subprocess.Popen[bytes], path: str) -> dict[str, A
     process.send_signal(signal.SIGTERM)  # the power button
     deadline = time.monotonic() + PATIENCE
     while process.poll() is None and time.monotonic() < deadline:
-        _output(process)
+        output(process)
         time.sleep(0.05)
     with open(path, encoding="utf-8") as file:
         found: dict[str, Any] = json.load(file)
     return found
 
 
-def _tap(verb: str, name: str) -> None:
+def tap_device(verb: str, name: str) -> None:
     argv = ["ip", "tuntap", verb, "dev", name, "mode", "tap"]
     try:
         done = subprocess.run(argv, capture_output=True, text=True, check=False)

@@ -7,11 +7,12 @@ kernel, initrd and command line, and no legacy device that its machine can do wi
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 MEMORY = 256  # MiB
 COMMAND = "import sys; from nemu.cli import main; sys.exit(main())"  # what the script ``nemu`` does
+MODERN = "disable-legacy=on"
 
 
 class Guest(NamedTuple):
@@ -25,45 +26,64 @@ class Guest(NamedTuple):
 
 
 def nemu(guest: Guest) -> list[str]:
-    return [
-        *(sys.executable, "-c", COMMAND, "run", "--host", "native"),
-        *("--kernel", guest.kernel, "--initrd", guest.initrd, "--append", guest.append),
-        *("--memory", f"{MEMORY}M", "--disk", guest.disk, "--net", f"tap={guest.tap}"),
-    ]
+    return [*our_machine(guest[:3], MEMORY), "--disk", guest.disk, "--net", f"tap={guest.tap}"]
 
 
 def microvm(guest: Guest) -> list[str]:
     """virtio-mmio: it boots sooner and exits less than with ``pcie=on``."""
     return [
-        *_qemu(guest),
+        *_qemu(guest[:3], MEMORY),
         *("-M", "microvm,acpi=on,pit=off,pic=off,rtc=off,isa-serial=off"),
         *("-global", "virtio-mmio.force-legacy=false"),
         *("-device", "virtio-serial-device", "-device", "virtconsole,chardev=console"),
+        *_backends(guest),
         *("-device", "virtio-blk-device,drive=disk", "-device", "virtio-net-device,netdev=net"),
         *("-device", "virtio-rng-device,rng=rng"),
     ]
 
 
 def q35(guest: Guest) -> list[str]:
-    modern = "disable-legacy=on"
     return [
-        *_qemu(guest),
-        *("-M", "q35,sata=off,smbus=off,i8042=off,vmport=off,hpet=off"),
-        *("-device", f"virtio-serial-pci,{modern}", "-device", "virtconsole,chardev=console"),
-        *("-device", f"virtio-blk-pci,drive=disk,{modern}"),
-        *("-device", f"virtio-net-pci,netdev=net,romfile=,{modern}"),
-        *("-device", f"virtio-rng-pci,rng=rng,{modern}"),
+        *q35_machine(guest[:3], MEMORY),
+        *_backends(guest),
+        *("-device", f"virtio-blk-pci,drive=disk,{MODERN}"),
+        *("-device", f"virtio-net-pci,netdev=net,romfile=,{MODERN}"),
     ]
 
 
-def _qemu(guest: Guest) -> list[str]:
+def our_machine(boot: Sequence[str], memory: int) -> list[str]:
+    """Without disk and network; ``boot`` is kernel, initrd and command line, ``memory`` in MiB."""
+    kernel, initrd, append = boot
     return [
-        *("qemu-system-x86_64", "-accel", "kvm", "-cpu", "host", "-smp", "1", "-m", str(MEMORY)),
+        *(sys.executable, "-c", COMMAND, "run", "--host", "native"),
+        *("--kernel", kernel, "--initrd", initrd, "--append", append, "--memory", f"{memory}M"),
+    ]
+
+
+def q35_machine(boot: Sequence[str], memory: int, machine: str = "") -> list[str]:
+    """The same of QEMU's; ``machine`` are more options of its board."""
+    return [
+        *_qemu(boot, memory),
+        *("-M", f"q35,sata=off,smbus=off,i8042=off,vmport=off,hpet=off{machine}"),
+        *("-device", f"virtio-serial-pci,{MODERN}", "-device", "virtconsole,chardev=console"),
+        *("-device", f"virtio-rng-pci,rng=rng,{MODERN}"),
+    ]
+
+
+def _qemu(boot: Sequence[str], memory: int) -> list[str]:
+    kernel, initrd, append = boot
+    return [
+        *("qemu-system-x86_64", "-accel", "kvm", "-cpu", "host", "-smp", "1", "-m", str(memory)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-chardev", "stdio,id=console"),
-        *("-kernel", guest.kernel, "-initrd", guest.initrd, "-append", guest.append),
+        *("-kernel", kernel, "-initrd", initrd, "-append", append),
+        *("-object", "rng-random,id=rng,filename=/dev/urandom"),
+    ]
+
+
+def _backends(guest: Guest) -> list[str]:
+    return [
         *("-blockdev", f"driver=raw,node-name=disk,file.driver=file,file.filename={guest.disk}"),
         *("-netdev", f"tap,id=net,ifname={guest.tap},script=no,downscript=no"),
-        *("-object", "rng-random,id=rng,filename=/dev/urandom"),
     ]
 
 

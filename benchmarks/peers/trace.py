@@ -26,11 +26,13 @@ _ENTRY = re.compile(r"\s(\d+\.\d+): sys_ioctl\(")
 class Trace:
     """Records from ``__enter__`` on.  Raises HostError where the kernel cannot or may not be traced.
 
-    ``exits``: whether to count them too, which needs a kernel with histogram triggers.
+    ``exits``: whether to count them too, which needs a kernel with histogram triggers.  ``entries``: whether
+    the first KVM_RUN is wanted, which makes every system call of the host a little slower.
     """
 
-    def __init__(self, *, exits: bool = False) -> None:
+    def __init__(self, *, exits: bool = False, entries: bool = True) -> None:
         self._exits = exits
+        self._entries = entries
         self._counting = False
         self._mounted = ""
         self._instance = ""
@@ -85,8 +87,9 @@ class Trace:
         if self._exits:
             self._write(f"{_EXIT}/trigger", "hist:keys=reason")
             self._counting = True
-        self._write(f"{_IOCTL}/filter", f"cmd == {KVM_RUN:#x}")
-        self._write(f"{_IOCTL}/enable", "1")
+        if self._entries:
+            self._write(f"{_IOCTL}/filter", f"cmd == {KVM_RUN:#x}")
+            self._write(f"{_IOCTL}/enable", "1")
 
     def _write(self, name: str, text: str) -> None:
         with open(f"{self._instance}/{name}", "w", encoding="ascii") as file:

@@ -18,7 +18,7 @@ def take(views: Sequence[memoryview], count: int) -> Iovec:
     for view in views:
         if count <= 0:
             break
-        result.append(view[:count])
+        result.append(view if len(view) <= count else view[:count])
         count -= len(view)
     return result
 

@@ -32,6 +32,7 @@ class Report:
     def add(self, machine: Machine) -> None:
         """Take the figures of ``machine``, which has ended and is not closed yet."""
         self.reboots += 1
+        self.by_kind.update(machine.retired_exits)
         for vcpu in machine.vcpus:
             self.by_kind.update(vcpu.exits)
         for bus in (machine.memory_bus, machine.port_bus):

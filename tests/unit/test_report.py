@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,7 @@ def machine(first_run: float = 0.0, exits: dict[str, int] | None = None) -> Any:
     ports.read(0x70, 1)
     vcpu = SimpleNamespace(exits=exits or {"mmio": 2, "io": 1}, first_run=first_run)
     return SimpleNamespace(
+        retired_exits=Counter(),
         vcpus=[vcpu, SimpleNamespace(exits={"mmio": 1}, first_run=first_run + 1)],
         memory_bus=bus,
         port_bus=ports,

@@ -14,6 +14,7 @@ import stat
 import struct
 import threading
 from _queue import SimpleQueue  # what ``queue`` exports, without its import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from nemu.errors import ConfigError
@@ -30,8 +31,10 @@ CHUNK = 1 << 20  # bytes of a pattern written at once
 # What devices ask for at most in one request, in bytes, so that none keeps a worker for long.
 MAX_DISCARD = 1 << 30
 MAX_ZEROES = 64 << 20
-# A copy out of the page cache takes less than waking a worker; a long one would hold up the loop.
-MAX_CACHED_READ = 128 * 1024
+# A copy out of the page cache or into it takes less than waking a worker; a long one would hold up the loop.
+MAX_CACHED = 128 * 1024
+
+Job = Callable[[], None]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -107,22 +110,27 @@ class Disk:
         except BaseException:
             os.close(self.fd)
             raise
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._always_wait: set[Callable[..., int]] = (
+            set()
+        )  # calls that this file system cannot do without waiting
+        self._handover = threading.Lock()  # of the next two: a job finds an idle worker or waits for one
+        self._jobs: deque[Job | None] = deque()
+        self._idle: list[SimpleQueue[Job | None]] = []
         self._threads: list[threading.Thread] = []
 
-    def submit(self, job: Callable[[], None]) -> None:
+    def submit(self, job: Job) -> None:
         """Run ``job`` in a worker thread; it must not raise.  The threads start with the first job."""
         if not self._threads:
             for number in range(WORKERS):
                 thread = threading.Thread(target=self._work, name=f"disk-{number}", daemon=True)
                 self._threads.append(thread)
                 thread.start()
-        self._jobs.put(job)
+        self._put(job)
 
     def drain(self) -> None:
         """Wait until every job is done.  Not with a lock held that a job takes."""
         for _ in self._threads:
-            self._jobs.put(None)
+            self._put(None)
         for thread in self._threads:
             thread.join()
         self._threads.clear()  # the next job starts new ones
@@ -134,10 +142,27 @@ class Disk:
             os.close(self.fd)
             self.fd = -1
 
+    def _put(self, job: Job | None) -> None:
+        """To the worker that became idle last.  A queue for all of them would wake a second one each time."""
+        with self._handover:
+            idle = self._idle.pop() if self._idle else None
+            if idle is None:
+                self._jobs.append(job)
+        if idle is not None:
+            idle.put(job)
+
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        mine: SimpleQueue[Job | None] = SimpleQueue()
+        while (job := self._next(mine)) is not None:
             job()
             del job  # its views of guest RAM must not live until the next one comes
+
+    def _next(self, mine: SimpleQueue[Job | None]) -> Job | None:
+        with self._handover:
+            if self._jobs:
+                return self._jobs.popleft()
+            self._idle.append(mine)
+        return mine.get()
 
     def read(self, views: Sequence[memoryview], offset: int) -> None:
         """Fill ``views`` from ``offset``.  Raises OSError; EIO where the image has become shorter."""
@@ -148,9 +173,26 @@ class Disk:
 
         Then, and on any error, nothing is promised about ``views``: ``read`` is to be used.
         """
+        return self._at_once(os.preadv, views, offset)
+
+    def write_cached(self, views: Sequence[memoryview], offset: int) -> bool:
+        """Store ``views`` (at most IOV_MAX) in the host's page cache without waiting; False where that cannot
+        be, with nothing promised about that part of the disk: ``write`` is to be used."""
+        return self._at_once(os.pwritev, views, offset)
+
+    def _at_once(
+        self,
+        call: Callable[[int, Sequence[memoryview], int, int], int],
+        views: Sequence[memoryview],
+        offset: int,
+    ) -> bool:
+        if call in self._always_wait:
+            return False
         try:
-            return os.preadv(self.fd, views, offset, os.RWF_NOWAIT) == sum(map(len, views))
-        except OSError:
+            return call(self.fd, views, offset, os.RWF_NOWAIT) == sum(map(len, views))
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:  # not on this file system: ask no more
+                self._always_wait.add(call)
             return False
 
     def write(self, views: Sequence[memoryview], offset: int, *, sync: bool = False) -> None:

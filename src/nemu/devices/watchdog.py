@@ -62,7 +62,7 @@ class Sticky:
 
 
 class Watchdog:
-    """A BusHandler.  ``expired`` is called when the guest did not feed it; then it is stopped.
+    """A BusHandler and a Clock.  ``expired`` is called when the guest did not feed it; then it is stopped.
 
     All calls are made with the machine lock held.
     """
@@ -74,7 +74,7 @@ class Watchdog:
         self._countdown = DEFAULT_COUNTDOWN
         self._timer: Timer | None = None
         self._deadline = 0.0
-        self._frozen: float | None = None  # seconds that were left when the machine was paused
+        self._held: float | None = None  # seconds that are left of a countdown while the guest stands still
         self.register_name = REGISTERS.name
 
     def read(self, offset: int, width: int) -> int:
@@ -83,21 +83,21 @@ class Watchdog:
     def write(self, offset: int, width: int, value: int) -> None:
         REGISTERS.write(offset, width, value, self._store, self._load)
 
+    def stop(self) -> None:
+        """A guest that stands still cannot feed it."""
+        if self._timer:
+            self._held = max(0.0, self._deadline - time.monotonic())
+            self._stop()
+
+    def start(self) -> None:
+        """Count on from where it was."""
+        if self._held is not None:
+            self._count(self._held)
+            self._held = None
+
     def close(self) -> None:
         """The machine ends."""
         self._stop()
-
-    def freeze(self) -> None:
-        """The guest cannot feed it from now on."""
-        if self._timer:
-            self._timer.cancel()
-            self._frozen = max(0.0, self._deadline - time.monotonic())
-
-    def thaw(self) -> None:
-        """The guest goes on, with the time that it had left."""
-        if self._timer and self._frozen is not None:
-            self._arm(self._frozen)
-        self._frozen = None
 
     def _load(self, register: Register) -> int:
         if register is Register.CONTROL:
@@ -125,9 +125,9 @@ class Watchdog:
 
     def _start(self) -> None:
         self._stop()
-        self._arm(self._countdown * PERIOD)
+        self._count(self._countdown * PERIOD)
 
-    def _arm(self, seconds: float) -> None:
+    def _count(self, seconds: float) -> None:
         self._deadline = time.monotonic() + seconds
         self._timer = self._loop.call_later(seconds, self._expire)
 

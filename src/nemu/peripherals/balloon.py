@@ -19,17 +19,21 @@ class BalloonDevice(Peripheral):
 
     def _open(self, run: Run) -> None:
         assert run.config.balloon
-        memory = run.config.memory
+        memory = run.config.memory.size
         self._balloon = Balloon(memory, memory - run.config.balloon.size)
-        self._balloon.watch(self._changed)
-        self._machine: Machine | None = None
         self._told = memory
+        self._emit = run.emit
+        self._balloon.watch(self._tell)
+
+    def _tell(self) -> None:
+        if self._balloon.actual != self._told:
+            self._told = self._balloon.actual
+            self._emit("BALLOON_CHANGE", actual=self._told)
 
     def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
         config = self._config.balloon
         assert config
         machine.balloon = self._balloon
-        self._machine = machine
         yield VirtioBalloon(
             "virtio-balloon0",
             self._balloon,
@@ -39,11 +43,3 @@ class BalloonDevice(Peripheral):
             deflate_on_oom=config.deflate_on_oom,
             interval=config.statistics,
         )
-
-    def drain(self) -> None:
-        self._machine = None
-
-    def _changed(self) -> None:
-        if self._machine and self._balloon.actual != self._told:
-            self._told = self._balloon.actual
-            self._machine.emit("BALLOON_CHANGE", actual=self._told)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 
 from nemu import iovec
-from nemu.backends.disk import MAX_CACHED_READ, SECTOR, Disk
+from nemu.backends.disk import MAX_CACHED, SECTOR, Disk
 from nemu.scsi import cdb as op
 from nemu.scsi import pages
 from nemu.scsi.cdb import Cdb
@@ -136,7 +136,7 @@ class ScsiDisk:
     def _read(self, cdb: Cdb, outgoing: iovec.Iovec, incoming: iovec.Iovec) -> Reply | Io:
         offset, size = self._transfer(cdb)
         views = _exactly(incoming, size)
-        if size == 0 or (size <= MAX_CACHED_READ and self.disk.read_cached(views, offset)):
+        if size == 0 or (size <= MAX_CACHED and self.disk.read_cached(views, offset)):
             return Reply(transferred=size)
         return partial(_io, partial(self.disk.read, views, offset), READ_ERROR, size)
 
@@ -147,6 +147,8 @@ class ScsiDisk:
         if size == 0:
             return Reply()
         sync = cdb.opcode != op.WRITE_6 and bool(cdb.raw[1] & _FUA)
+        if not sync and size <= MAX_CACHED and self.disk.write_cached(views, offset):
+            return Reply(transferred=size)
         return partial(_io, partial(self.disk.write, views, offset, sync=sync), WRITE_ERROR, size)
 
     def _verify(self, cdb: Cdb, outgoing: iovec.Iovec, incoming: iovec.Iovec) -> Reply | Io:

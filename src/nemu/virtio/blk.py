@@ -1,8 +1,8 @@
 """virtio-blk on a disk of the host (virtio 1.2, section 5.2).
 
-Requests are taken in the loop thread.  What the host's page cache has is read there and then; for
-the rest the disk's worker threads move the data straight between the image and guest RAM and
-complete the request with the machine lock held.
+Requests are taken in the loop thread.  What the host's page cache has, or takes without waiting, is
+copied there and then; for the rest the disk's worker threads move the data straight between the
+image and guest RAM and complete the request with the machine lock held.
 
 Threat note: a request is checked here in full, with values copied out of guest RAM once, before
 a worker sees it: type, range within the capacity, writable or not.  What the guest changes
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nemu import iovec
-from nemu.backends.disk import MAX_CACHED_READ, MAX_DISCARD, MAX_ZEROES, SECTOR, Disk
+from nemu.backends.disk import MAX_CACHED, MAX_DISCARD, MAX_ZEROES, SECTOR, Disk
 from nemu.errors import GuestError
 from nemu.interfaces import EventLoop
 from nemu.virtio.device import MachineLock, Transport, VirtioDevice, again, drain
@@ -154,13 +154,16 @@ class VirtioBlk(VirtioDevice):
         if kind == T_IN:
             request.data = iovec.size(incoming)
             offset = self._offset(sector, request.data)
-            if request.data <= MAX_CACHED_READ and disk.read_cached(incoming, offset):
+            if request.data <= MAX_CACHED and disk.read_cached(incoming, offset):
                 return None
             return lambda: disk.read(incoming, offset)
         if kind == T_OUT:
             self._need_writable()
             outgoing = iovec.skip(readable, _HEADER.size)
-            offset = self._offset(sector, iovec.size(outgoing))
+            size = iovec.size(outgoing)
+            offset = self._offset(sector, size)
+            if not sync and size <= MAX_CACHED and disk.write_cached(outgoing, offset):
+                return None
             return lambda: disk.write(outgoing, offset, sync=sync)
         if kind == T_FLUSH:
             return None if disk.readonly else disk.flush

@@ -33,6 +33,8 @@ DESC_F_INDIRECT = 4
 AVAIL_F_NO_INTERRUPT = 1  # 2.7.6
 USED_F_NO_NOTIFY = 1  # 2.7.8
 
+_MANY = 8  # descriptors from which it pays to look at a table as a whole
+
 _DESCRIPTOR = struct.Struct("<QIHH")
 _FLAGS, _IDX, _RING = 0, 1, 2  # places of the 16-bit fields that both rings begin with
 
@@ -182,27 +184,30 @@ class Queue:
     def _walk(self, head: int) -> Chain:
         """Follow the chain from ``head``, through at most one indirect table at its end (2.7.5.3)."""
         chain = Chain(head, [], [])
-        table, count, index, indirect = self._table, self.size, head, False
+        _, readable, writable = chain
+        table: bytes | memoryview = self._table
+        count, index, indirect = self.size, head, False
+        unpack, memory = _DESCRIPTOR.unpack_from, self._memory
         total = 0
         # 2.7.5.3.1: also an indirect chain has at most ``size`` buffers; this ends loops as well.
-        for _ in range(self.size + 1):
+        for _ in range(self.size):
             if index >= count:
                 raise GuestError(f"descriptor {index} in a table of {count}")
-            address, length, flags, following = _DESCRIPTOR.unpack_from(table, 16 * index)
+            address, length, flags, following = unpack(table, 16 * index)
+            if flags & DESC_F_INDIRECT and not indirect and not flags & DESC_F_NEXT:
+                table, indirect = self._indirect_table(address, length), True
+                count, index = length // 16, 0
+                if count >= _MANY and not total and self._take_in_order(table, chain):
+                    return chain
+                address, length, flags, following = unpack(table)
             if flags & DESC_F_INDIRECT:
-                if indirect or flags & DESC_F_NEXT:
-                    raise GuestError(f"indirect descriptor {index} in an indirect table or with a successor")
-                table, count = self._indirect_table(address, length)
-                index, indirect = 0, True
-                continue
-            if len(chain.readable) + len(chain.writable) == self.size:
-                break
+                raise GuestError(f"indirect descriptor {index} in an indirect table or with a successor")
             if flags & DESC_F_WRITE:
-                chain.writable.append(self._memory.view(address, length))
-            elif chain.writable:
+                writable.append(memory.view(address, length))
+            elif writable:
                 raise GuestError(f"descriptor {index} is readable behind a writable one")
             else:
-                chain.readable.append(self._memory.readable(address, length))
+                readable.append(memory.readable(address, length))
             total += length
             if total > MAX_CHAIN_BYTES:
                 raise GuestError(f"a chain of more than {MAX_CHAIN_BYTES} bytes")
@@ -211,7 +216,32 @@ class Queue:
             index = following
         raise GuestError(f"a chain of more than {self.size} descriptors")
 
-    def _indirect_table(self, address: int, length: int) -> tuple[memoryview, int]:
+    def _take_in_order(self, table: bytes, chain: Chain) -> bool:
+        """Take an indirect table that is one chain from its first descriptor to its last, as drivers do.
+
+        False, with nothing taken, for any other: the loop of ``_walk`` takes it or finds the fault.  A
+        large request has hundreds of descriptors; a few steps over the whole table check the same as
+        that loop in less time.
+        """
+        count = len(table) // 16
+        half_words = memoryview(table).cast("H")
+        flags = half_words[6::8].tolist()
+        readable = flags.count(DESC_F_NEXT)
+        if flags[-1] != DESC_F_WRITE:
+            return False
+        wanted = [DESC_F_NEXT] * readable + [DESC_F_NEXT | DESC_F_WRITE] * (count - 1 - readable)
+        if flags[:-1] != wanted or half_words[7:-1:8].tolist() != list(range(1, count)):
+            return False
+        addresses = memoryview(table).cast("Q")[::2].tolist()
+        lengths = memoryview(table).cast("I")[2::4].tolist()
+        if sum(lengths) > MAX_CHAIN_BYTES:
+            return False
+        chain.readable.extend(map(self._memory.readable, addresses[:readable], lengths))
+        chain.writable.extend(map(self._memory.view, addresses[readable:], lengths[readable:]))
+        return True
+
+    def _indirect_table(self, address: int, length: int) -> bytes:
+        """A copy, which is also faster to read."""
         if length == 0 or length % 16 or length > 16 * self.size:
             raise GuestError(f"indirect table of {length} bytes in a queue of {self.size}")
-        return self._memory.view(address, length), length // 16
+        return bytes(self._memory.view(address, length))

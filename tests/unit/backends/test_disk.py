@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -70,17 +70,37 @@ def test_short_transfers_are_continued_in_the_middle_of_a_buffer(
 def test_a_read_that_would_wait_or_comes_short_is_left_to_a_worker(
     disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    results: list[int | OSError] = [100, BlockingIOError(), OSError(errno.EOPNOTSUPP, "no"), 512]
+    results: list[int | OSError] = [100, BlockingIOError(), OSError(errno.EIO, "no"), 512]
+    real = partial(replay, results)
+    for call, method in (("preadv", disk.read_cached), ("pwritev", disk.write_cached)):
+        monkeypatch.setattr(os, call, real)
+        assert [method(views(512), 0) for _ in range(4)] == [False, False, False, True]
 
-    def preadv(_fd: int, _buffers: Sequence[memoryview], _offset: int, flags: int) -> int:
-        assert flags == os.RWF_NOWAIT
-        result = results.pop(0)
-        if isinstance(result, OSError):
-            raise result
-        return result
 
-    monkeypatch.setattr(os, "preadv", preadv)
-    assert [disk.read_cached(views(512), 0) for _ in range(4)] == [False, False, False, True]
+def replay(results: list[int | OSError], *arguments: object) -> int:
+    """A system call that gives each of ``results`` in turn, and then from the first one on again."""
+    assert arguments[3:] == (os.RWF_NOWAIT,)
+    result = results.pop(0)
+    results.append(result)
+    if isinstance(result, OSError):
+        raise result
+    return result
+
+
+def test_a_file_system_that_always_waits_is_asked_once(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    results: list[int | OSError] = [OSError(errno.EOPNOTSUPP, "no"), 512]
+    monkeypatch.setattr(os, "pwritev", partial(replay, results))
+    assert not any(disk.write_cached(views(512), 0) for _ in range(3))
+    assert results == [512, results[1]], "one call"
+    monkeypatch.setattr(os, "preadv", lambda *_: 512)
+    assert disk.read_cached(views(512), 0), "reads are another matter"
+
+
+def test_data_is_written_without_waiting_or_not_at_all(disk: Disk, image: Path) -> None:
+    before = image.read_bytes()
+    written = disk.write_cached([memoryview(b"a" * 512), memoryview(b"b" * 512)], 1024)
+    after = b"a" * 512 + b"b" * 512 if written else before[1024:2048]
+    assert image.read_bytes() == before[:1024] + after + before[2048:]
 
 
 def test_an_image_cut_short_behind_our_back_is_an_error_and_not_a_loop(disk: Disk, image: Path) -> None:
@@ -178,6 +198,30 @@ def test_jobs_run_in_a_few_threads_that_end_with_the_disk(image: Path) -> None:
     disk.close()
     assert threading.active_count() == before
     disk.close()
+
+
+def test_the_worker_that_became_idle_last_gets_the_next_job(disk: Disk) -> None:
+    seen: list[int] = []
+    done = threading.Semaphore(0)
+
+    def job() -> None:
+        seen.append(threading.get_ident())
+        done.release()
+
+    for number in range(20):
+        disk.submit(job)
+        assert done.acquire(timeout=5)
+        wait_until(lambda: len(disk._idle) == WORKERS)
+        if number == 0:
+            seen.clear()  # the threads were just started
+    assert len(set(seen)) == 1
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def refused(path: str | Path, readonly: bool = False) -> str:

@@ -108,5 +108,5 @@ def test_a_system_call_counts_once_in_the_log_of_strace(line: str, at: float | N
 
 
 def test_a_program_that_is_missing_is_named() -> None:
-    with pytest.raises(HostError, match="no-such-vmm is not installed"), boots._running(["no-such-vmm"]):
+    with pytest.raises(HostError, match="no-such-vmm is not installed"), boots.running(["no-such-vmm"]):
         pass

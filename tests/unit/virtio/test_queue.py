@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import struct
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fakes.driver import RAM_SIZE, Driver
@@ -271,6 +272,84 @@ def test_a_chain_longer_than_a_used_length_can_say_is_refused() -> None:
         driver.write_descriptor(index, 0, size, WRITE | NEXT, index + 1)
     refused(driver, "more than 4294967295 bytes")
     ram.close()
+
+
+def write_table(driver: Driver, rows: list[tuple[int, int, int, int]]) -> None:
+    """An indirect table in descriptor 0, made available."""
+    raw = b"".join(struct.pack("<QIHH", *row) for row in rows)
+    driver.write_descriptor(0, driver.place(raw, align=16), len(raw), INDIRECT)
+    driver.make_available(0)
+
+
+BIG = 32
+
+
+@pytest.mark.parametrize("readable", [0, 1, 5, BIG - 1])
+def test_a_large_table_in_order_is_taken_as_it_is(ram: GuestRam, readable: int) -> None:
+    driver = Driver(ram, BIG)
+    rows = [
+        (
+            0x80000 + 0x100 * n,
+            n + 1,
+            (WRITE if n >= readable else 0) | (NEXT if n + 1 < BIG else 0),
+            (n + 1) % BIG,
+        )
+        for n in range(BIG)
+    ]
+    write_table(driver, rows)
+    for n in range(BIG):
+        ram.write(0x80000 + 0x100 * n, bytes([n + 1]) * (n + 1))
+    chain = driver.queue().pop()
+    assert chain is not None
+    assert [bytes(view) for view in chain.readable] == [bytes([n + 1]) * (n + 1) for n in range(readable)]
+    assert [bytes(view) for view in chain.writable] == [
+        bytes([n + 1]) * (n + 1) for n in range(readable, BIG)
+    ]
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), count=st.integers(8, BIG), readable=st.integers(0, BIG))
+def test_a_table_is_taken_as_a_whole_just_as_descriptor_by_descriptor(
+    ram: GuestRam, monkeypatch: pytest.MonkeyPatch, *, data: st.DataObject, count: int, readable: int
+) -> None:
+    """A table as drivers write it, with a few fields spoilt, gives the same chain or the same refusal."""
+    rows = [
+        [0x80000 + 0x100 * n, n + 1, (WRITE if n >= readable else 0) | (NEXT if n + 1 < count else 0), n + 1]
+        for n in range(count)
+    ]
+    for _ in range(data.draw(st.integers(0, 2))):
+        row = rows[data.draw(st.integers(0, count - 1))]
+        field = data.draw(st.integers(0, 3))
+        row[field] = data.draw(
+            (
+                st.sampled_from([0, RAM_SIZE - 1, RAM_SIZE, (1 << 64) - 1]),
+                st.sampled_from([0, 1, 0x1000, 0xFFFF_FFFF]),
+                st.integers(0, 7),
+                st.integers(0, count + 1),
+            )[field]
+        )
+    outcomes = []
+    for least in (8, BIG + 1):
+        monkeypatch.setattr("nemu.virtio.queue._MANY", least)
+        driver = Driver(ram, BIG)
+        ram.write(driver.desc, bytes(0x1000))
+        write_table(driver, [(row[0], row[1], row[2], row[3]) for row in rows])
+        outcomes.append(_outcome(driver, ram))
+    assert outcomes[0] == outcomes[1]
+
+
+def _outcome(driver: Driver, ram: GuestRam) -> object:
+    """Where the buffers of the next chain lie, or "refused"."""
+    try:
+        chain = driver.queue().pop()
+    except GuestError:
+        return "refused"
+    assert chain is not None
+    return [[(address_of(view), len(view)) for view in views] for views in chain[1:]]
+
+
+def address_of(view: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))
 
 
 HOSTILE_RAM = 0x8000

@@ -426,6 +426,20 @@ def test_without_a_record_a_lost_request_stops_the_device(bench: Bench) -> None:
     assert SET_VRING_ADDR not in backend.log
 
 
+def test_what_a_back_end_held_in_its_memory_ends_the_device_with_it(bench: Bench) -> None:
+    backend = bench.backend()
+    machine = bench.started(volatile=True)
+    bench.end(backend)
+    bench.backend()
+    machine.until(lambda: bool(machine.transport.stopped))
+    assert "with it what it had not written" in str(machine.transport.stopped[0])
+    machine.device.deactivate(lambda: None)
+    machine.activate()
+    machine.settled()
+    machine.send(b"anew")
+    assert machine.collect(1)[0].data == b"wena"
+
+
 def test_without_a_record_an_idle_ring_goes_on_where_it_was(bench: Bench) -> None:
     backend = bench.backend(protocol=LASTING)
     machine = bench.started()
