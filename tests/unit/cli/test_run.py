@@ -138,7 +138,10 @@ def test_the_small_guest_has_its_own_least_memory(hosts: Hosts, capsys: pytest.C
     assert hosts.asked == []
 
 
-@pytest.mark.parametrize("setting", list(settings()), ids=lambda setting: setting.option)
+# What is written behind "--" is no option.
+@pytest.mark.parametrize(
+    "setting", [one for one in settings() if not one.words], ids=lambda setting: setting.option
+)
 def test_every_option_reaches_the_settings(setting: Setting) -> None:
     arguments = parser.build(["run"]).parse_args(["run", f"--{setting.option}", "value"])
     assert hasattr(arguments, setting.option)
