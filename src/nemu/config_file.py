@@ -73,10 +73,11 @@ def _locate_keys(value: Any, folder: str, *, keys: tuple[str, ...]) -> Any:
 
 def _locate_one(value: Any, folder: str) -> Any:
     if isinstance(value, dict):
-        return {key: _locate_one(item, folder) if key == "path" else item for key, item in value.items()}
+        located = ("path", "vhost-user")
+        return {key: _locate_one(item, folder) if key in located else item for key, item in value.items()}
     if not isinstance(value, str) or not value:
         return value
     kind, equals, path = value.partition("=")
-    if equals and kind in ("file", "socket"):  # --console and --serial
+    if equals and kind in ("file", "socket", "vhost-user"):  # --console, --serial and --disk
         return f"{kind}={os.path.join(folder, path)}"
     return value if value in ("stdio", "null", "off") else os.path.join(folder, value)

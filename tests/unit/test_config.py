@@ -17,6 +17,7 @@ from nemu.config import machine as machine_config
 from nemu.config.chardev import ChardevConfig
 from nemu.config.disk import DiskConfig
 from nemu.config.net import Forward, NetConfig
+from nemu.config.vhost_user import VhostUserConfig
 from nemu.config.vsock import VsockConfig
 from nemu.errors import ConfigError
 
@@ -108,6 +109,13 @@ def test_cpus_at_the_limits_are_taken(cpus: int) -> None:
         ("a.img,readonly=off,serial=root,queues=2", DiskConfig("a.img", serial="root", queues=2)),
         ("a,,b=c.img", DiskConfig("a,b=c.img")),
         ("a.img,serial=x,,y", DiskConfig("a.img", serial="x,y")),
+        ("a.qcow2", DiskConfig("a.qcow2", format="qcow2")),
+        ("a.qcow2,format=raw", DiskConfig("a.qcow2", format="raw")),
+        ("a.img,format=qcow2", DiskConfig("a.img", format="qcow2")),
+        ("a.img,iops=100,bps=10M", DiskConfig("a.img", iops=100, bps=10 << 20)),
+        ("vhost-user=/run/a,,b", DiskConfig("", socket="/run/a,b")),
+        ("vhost-user=s,queues=2", DiskConfig("", socket="s", queues=2)),
+        ("./vhost-user=s", DiskConfig("./vhost-user=s")),
     ],
 )
 def test_a_disk_is_a_path_with_properties(text: str, disk: DiskConfig) -> None:
@@ -130,6 +138,13 @@ def test_a_disk_may_be_a_table() -> None:
         (",readonly=on", "must be a path"),
         ("a,readony=on", "did you mean readonly?"),
         ("a,zzz=1", "known are path, readonly, serial, queues"),
+        ("a,path=b", "path is given twice"),
+        ("a,format=vmdk", "format must be raw or qcow2"),
+        ("a,iops=0", "iops must be a whole number from 1"),
+        ("a.qcow2,serial=x", "serial needs a raw image without limits"),
+        ("a,bps=1M,serial=x", "serial needs a raw image without limits"),
+        ("vhost-user=", "vhost-user must be a path"),
+        ("vhost-user=s,readonly=on", "unknown key readonly; known are queues, vhost-user"),
         ("a,readonly", "'readonly' must be KEY=VALUE"),
         ("a,readonly=yes", "readonly must be on or off"),
         ("a,readonly=on,readonly=on", "readonly is given twice"),
@@ -172,7 +187,12 @@ def test_a_wrong_disk_is_refused(value: object, problem: str) -> None:
             ),
         ),
         ({"user": True, "forward": "tcp:1:2"}, NetConfig("user", forward=(Forward("tcp", "", 1, 2),))),
+        (
+            "vhost-user=/run/s,mac=52:54:00:ab:00:01",
+            NetConfig("vhost-user", socket="/run/s", mac="52:54:00:ab:00:01"),
+        ),
         ({"tap": "tap0"}, NetConfig("tap", tap="tap0")),
+        ({"vhost-user": "s"}, NetConfig("vhost-user", socket="s")),
         ({"user": True}, NetConfig("user")),
     ],
 )
@@ -183,19 +203,19 @@ def test_a_network_card_names_its_backend(value: object, net: NetConfig) -> None
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        ("", "must be tap=NAME, fd=N, fds=N:N or user"),
-        ("bridge=br0", "must be tap=NAME, fd=N, fds=N:N or user"),
+        ("", "must be tap=NAME, fd=N, fds=N:N, user or vhost-user=SOCKET"),
+        ("bridge=br0", "must be tap=NAME, fd=N, fds=N:N, user or vhost-user=SOCKET"),
         ("tap=", "interface name"),
         ("tap=0123456789abcdef", "interface name of 1 to 15 bytes"),
         ("tap=../x", "interface name"),
         ("tap=a b", "interface name"),
         ("fd=-1", "fd must be a whole number"),
         ("fd=x", "fd must be a whole number"),
-        ("user,tap=t0", "must be tap=NAME, fd=N, fds=N:N or user"),
+        ("user,tap=t0", "must be tap=NAME, fd=N, fds=N:N, user or vhost-user=SOCKET"),
         ("user,mac=01:00:5e:00:00:01", "unicast"),
         ("user,mac=00:00:00:00:00:00", "unicast"),
         ("user,mac=52:54:00:12:34", "six hexadecimal bytes"),
-        ({"mac": "52:54:00:12:34:56"}, "must be tap=NAME, fd=N, fds=N:N or user"),
+        ({"mac": "52:54:00:12:34:56"}, "must be tap=NAME, fd=N, fds=N:N, user or vhost-user=SOCKET"),
         ({"user": False}, "user can only be on"),
         ("tap=t,queues=0", "queues must be a whole number from 1 to 63"),
         ("tap=t,queues=64", "from 1 to 63"),
@@ -208,7 +228,7 @@ def test_a_network_card_names_its_backend(value: object, net: NetConfig) -> None
         ("fds=5:", "must be a whole number"),
         ("fds=", "must be a whole number"),
         ("fds=" + ":".join(map(str, range(64))), "1 to 63 descriptors"),
-        ({"fds": "5"} | {"fd": 6}, "must be tap=NAME, fd=N, fds=N:N or user"),
+        ({"fds": "5"} | {"fd": 6}, "must be tap=NAME, fd=N, fds=N:N, user or vhost-user=SOCKET"),
         ({"fds": {}}, "1 to 63 descriptors"),
         ("fds=5:6,queues=2", "queues does not go with fds=5:6"),
         ("user,queues=2", "queues does not go with user"),
@@ -230,6 +250,34 @@ def test_a_network_card_names_its_backend(value: object, net: NetConfig) -> None
 )
 def test_a_wrong_network_card_is_refused(value: object, problem: str) -> None:
     assert problem in refusal(net=[value])
+
+
+@pytest.mark.parametrize(
+    ("value", "device"),
+    [
+        ("type=18,socket=/run/s", VhostUserConfig(18, "/run/s")),
+        ("socket=s,type=63,queues=3,queue-size=1024", VhostUserConfig(63, "s", 3, 1024)),
+        ({"type": 2, "socket": "s", "queue-size": 2}, VhostUserConfig(2, "s", queue_size=2)),
+    ],
+)
+def test_any_device_may_be_at_a_vhost_user_socket(value: object, device: VhostUserConfig) -> None:
+    assert machine(**{"vhost-user": [value]}).vhost_users == (device,)
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("type=2", "needs type=N and socket=SOCKET"),
+        ("socket=s", "needs type=N and socket=SOCKET"),
+        ("type=64,socket=s", "type must be a whole number from 1 to 63"),
+        ("type=2,socket=s,queues=128", "queues must be a whole number from 1 to 127"),
+        ("type=2,socket=s,queue-size=48", "queue-size must be a power of two of at most 1024"),
+        ("type=2,socket=s,queue-size=2048", "queue-size must be a whole number from 2 to 1024"),
+        ("s", "'s' must be KEY=VALUE"),
+    ],
+)
+def test_a_wrong_vhost_user_device_is_refused(value: object, problem: str) -> None:
+    assert problem in refusal(**{"vhost-user": [value]})
 
 
 def test_consoles_go_where_they_are_told() -> None:

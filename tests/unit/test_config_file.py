@@ -54,6 +54,21 @@ def test_a_file_gives_the_same_settings_as_the_command_line(tmp_path: Path) -> N
     assert options == RunOptions(timeout=1.5, report=f"{tmp_path}/run.json")
 
 
+def test_sockets_of_back_ends_start_at_the_folder_of_the_file(tmp_path: Path) -> None:
+    file = written(
+        tmp_path,
+        """
+        disk = ["vhost-user=d.sock,queues=2", { vhost-user = "e.sock" }]
+        net = ["vhost-user=n.sock", "user"]
+        vhost-user = ["type=18,socket=i.sock", { type = 18, socket = "/j.sock" }]
+        """,
+    )
+    machine, _ = assemble(config_file.load(file))
+    assert [disk.socket for disk in machine.disks] == [f"{tmp_path}/d.sock", f"{tmp_path}/e.sock"]
+    assert [net.socket for net in machine.nets] == [f"{tmp_path}/n.sock", ""]
+    assert [device.socket for device in machine.vhost_users] == [f"{tmp_path}/i.sock", "/j.sock"]
+
+
 def test_disks_may_be_an_array_of_tables(tmp_path: Path) -> None:
     file = written(tmp_path, '[[disk]]\npath = "/a"\n[[disk]]\npath = "/b"\nreadonly = true\n')
     machine, _ = assemble(config_file.load(file))

@@ -14,6 +14,7 @@ from nemu.config import MachineConfig, RunOptions
 from nemu.config.chardev import ChardevConfig
 from nemu.config.disk import DiskConfig
 from nemu.config.net import Forward, NetConfig
+from nemu.config.vhost_user import VhostUserConfig
 from nemu.config.vsock import VsockConfig
 from nemu.errors import ConfigError
 from nemu.validate import validate
@@ -68,7 +69,7 @@ def test_kernel_and_initrd_must_be_readable_files() -> None:
 def test_missing_directory_and_device_are_no_disks() -> None:
     assert refusal(disks=(DiskConfig("none"),)) == "--disk none: no such file or directory"
     assert refusal(disks=(DiskConfig("."),)) == "--disk .: is a directory, must be a file"
-    assert refusal(disks=(DiskConfig("/dev/null"),)).endswith("must be a raw image or a block device")
+    assert refusal(disks=(DiskConfig("/dev/null"),)).endswith("must be an image or a block device")
 
 
 @pytest.mark.parametrize("size", [0, 1, 511, 513])
@@ -97,6 +98,36 @@ def test_a_disk_given_twice_is_refused_unless_nobody_writes(folder: Path) -> Non
         assert "is given twice" in refusal(disks=(DiskConfig("disk", readonly=True), DiskConfig(other)))
     twice = (DiskConfig("disk", readonly=True), DiskConfig("link", readonly=True))
     validate(MachineConfig(kernel="kernel", disks=twice), RunOptions())
+
+
+def test_the_format_of_an_image_is_not_what_a_guest_may_have_written(folder: Path) -> None:
+    (folder / "q").write_bytes(b"QFI\xfb" + bytes(508))
+    assert "begins as a qcow2 image; add ,format=qcow2, or ,format=raw" in refusal(disks=(DiskConfig("q"),))
+    assert "is no qcow2 image; add ,format=raw" in refusal(disks=(DiskConfig("disk", format="qcow2"),))
+    for kind in ("raw", "qcow2"):
+        validate(MachineConfig(kernel="kernel", disks=(DiskConfig("q", format=kind),)), RunOptions())
+
+
+def test_a_back_end_is_a_socket_and_serves_one_device(folder: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("s")
+        disk, net, other = (
+            DiskConfig("", socket="s"),
+            NetConfig("vhost-user", socket="s"),
+            VhostUserConfig(2, "s"),
+        )
+        config = MachineConfig(kernel="kernel", disks=(disk,), nets=(net,), vhost_users=(other,))
+        validate(config, RunOptions())
+        for twice in (
+            {"disks": (disk, disk._replace())},
+            {"nets": (net, net)},
+            {"vhost_users": (other, other)},
+        ):
+            assert "is given twice" in refusal(**twice)
+    for path, problem in (("disk", "is no socket"), ("none", "no such file or directory")):
+        assert refusal(disks=(DiskConfig("", socket=path),)) == f"--disk vhost-user={path}: {problem}"
+        assert refusal(nets=(NetConfig("vhost-user", socket=path),)) == f"--net vhost-user={path}: {problem}"
+        assert refusal(vhost_users=(VhostUserConfig(2, path),)) == f"--vhost-user socket={path}: {problem}"
 
 
 @pytest.mark.usefixtures("folder")

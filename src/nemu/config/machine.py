@@ -17,6 +17,7 @@ from nemu.errors import ConfigError
 if TYPE_CHECKING:
     from nemu.config.disk import DiskConfig
     from nemu.config.net import NetConfig
+    from nemu.config.vhost_user import VhostUserConfig
     from nemu.config.vsock import VsockConfig
 
 MIB = syntax.MIB
@@ -81,8 +82,10 @@ class MachineConfig:
         Setting(
             "disk",
             Kind("disk", "DiskConfig"),
-            "PATH[,readonly=on|off][,serial=TEXT][,queues=N]",
-            "virtio disk on a raw image or a block device; repeat for more; a comma in PATH is written twice",
+            "PATH[,readonly=on|off][,serial=TEXT][,queues=N][,format=raw|qcow2][,iops=N][,bps=SIZE]"
+            "|vhost-user=SOCKET[,queues=N]",
+            "virtio disk on a raw or qcow2 image, on a block device, or by vhost-user on the back end at "
+            "SOCKET; repeat for more; a comma in PATH is written twice",
             many=True,
             paths=True,
             device=True,
@@ -93,11 +96,26 @@ class MachineConfig:
         Setting(
             "net",
             Kind("net", "NetConfig"),
-            "tap=NAME|fd=N|fds=N:N|user[,mac=ADDRESS][,queues=N][,vhost=on|off|auto][,vhostfds=N:N]"
-            "[,forward=tcp|udp:[ADDRESS:]PORT:PORT]",
-            "virtio network card on a tap, on one inherited as open descriptors, one a pair of queues, or by "
-            "passt, which needs no root and leads ports of this host to the guest's; repeat for more",
+            "tap=NAME|fd=N|fds=N:N|user|vhost-user=SOCKET[,mac=ADDRESS][,queues=N][,vhost=on|off|auto]"
+            "[,vhostfds=N:N][,forward=tcp|udp:[ADDRESS:]PORT:PORT]",
+            "virtio network card on a tap, on one inherited as open descriptors, one a pair of queues, by "
+            "passt, which needs no root and leads ports of this host to the guest's, or by vhost-user on the "
+            "back end at SOCKET; repeat for more",
             many=True,
+            path_keys=("vhost-user",),
+            device=True,
+        ),
+    )
+    vhost_users: tuple[VhostUserConfig, ...] = setting(
+        (),
+        Setting(
+            "vhost-user",
+            Kind("vhost_user", "VhostUserConfig"),
+            "type=N,socket=SOCKET[,queues=N][,queue-size=N]",
+            "virtio device of any type (virtio 1.2, section 5) on the vhost-user back end at SOCKET; "
+            "repeat for more",
+            many=True,
+            path_keys=("socket",),
             device=True,
         ),
     )

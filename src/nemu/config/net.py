@@ -12,9 +12,9 @@ TAP_NAME_MAX = 15  # IFNAMSIZ less the terminator
 # Two vectors for each, one for the control queue and one for changes: the 128 of our MSI-X table.
 QUEUES_MAX = 63
 PROTOCOLS = ("tcp", "udp")
-_BACKENDS = ("tap", "fd", "fds", "user")
+_BACKENDS = ("tap", "fd", "fds", "user", "vhost-user")
 _ONLY_WITH = {"queues": ("tap",), "vhost": ("tap", "fd"), "vhostfds": ("tap", "fd"), "forward": ("user",)}
-_NO_BACKEND = "must be tap=NAME, fd=N, fds=N:N or user"
+_NO_BACKEND = "must be tap=NAME, fd=N, fds=N:N, user or vhost-user=SOCKET"
 
 
 class Forward(NamedTuple):
@@ -50,7 +50,7 @@ class Forward(NamedTuple):
 
 
 class NetConfig(NamedTuple):
-    """A virtio-net device.  ``backend`` is "tap", "fd" (open taps) or "user" (passt).
+    """A virtio-net device.  ``backend`` is "tap", "fd" (open taps), "user" (passt) or "vhost-user".
 
     ``vhost`` is "on", "off" or "auto": whether the host kernel moves the packets.  ``fds`` and ``vhostfds``
     have a descriptor for each queue pair.
@@ -62,6 +62,7 @@ class NetConfig(NamedTuple):
     queues: int = 1
     vhost: str = "auto"
     vhostfds: tuple[int, ...] = ()
+    socket: str = ""  # of the vhost-user back end
     forward: tuple[Forward, ...] = ()
     mac: str = ""  # "": a stable locally administered address, different for each device
 
@@ -72,11 +73,16 @@ class NetConfig(NamedTuple):
                 return f"tap={self.tap}"
             case "fd":
                 return f"{'fds' if len(self.fds) > 1 else 'fd'}={':'.join(map(str, self.fds))}"
+            case "vhost-user":
+                return f"vhost-user={self.socket}"
         return self.backend
 
     @classmethod
     def read(cls, value: object) -> NetConfig:
-        """From ``tap=NAME|fd=N|fds=N:N|user[,KEY=VALUE]`` or a table with these keys (``user = true``)."""
+        """From ``tap=NAME|fd=N|fds=N:N|user|vhost-user=SOCKET[,KEY=VALUE]`` or a table with these keys.
+
+        In the table it is ``user = true``.
+        """
         if isinstance(value, str):
             value = _table(value)
         given = table(
@@ -90,6 +96,7 @@ class NetConfig(NamedTuple):
             vhostfds=_descriptors,
             forward=_forwards,
             mac=syntax.mac_address,
+            **{"vhost-user": syntax.path},
         )
         if not given.pop("user", True):
             raise ValueError("user can only be on")
@@ -99,7 +106,7 @@ class NetConfig(NamedTuple):
         if "fd" in given:
             given["fds"] = (given.pop("fd"),)
         backend = backends.pop().removesuffix("s")
-        return cls(backend=backend, **given)._consistent(given)
+        return cls(backend=backend, socket=given.pop("vhost-user", ""), **given)._consistent(given)
 
     @classmethod
     def load(cls, values: Mapping[str, Any]) -> NetConfig:

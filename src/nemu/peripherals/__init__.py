@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 KINDS = (
     ("disks", "disks", "Disks"),
     ("nets", "nets", "Nets"),
+    ("vhost_users", "vhost_users", "VhostUsers"),
     ("rng", "rng", "Rng"),
     ("vsock", "vsock", "Vsock"),
 )

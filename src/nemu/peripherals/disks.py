@@ -1,4 +1,4 @@
-"""``--disk``: virtio-blk on disk images."""
+"""``--disk``: virtio-blk on disk images, served here or by a vhost-user back end."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from nemu.backends.disk import Disk
-from nemu.peripherals.kind import Peripheral, Run
+from nemu.peripherals.kind import Peripheral, Run, warn
 from nemu.virtio.blk import VirtioBlk
 
 if TYPE_CHECKING:
+    from nemu.config.disk import DiskConfig
     from nemu.machine import Machine
+    from nemu.vhost.user.storage import VhostUserDisk
     from nemu.virtio.device import VirtioDevice
 
 # Request queues of a disk that asks for no number: more of them gain little with one worker pool.
@@ -21,18 +23,24 @@ class Disks(Peripheral):
     """Every disk of the machine."""
 
     def _open(self, run: Run) -> None:
-        self._disks = [self._keep(Disk(disk.path, disk.readonly)) for disk in run.config.disks]
+        self._queues = min(run.config.cpus, DEFAULT_QUEUES)
+        self._disks = [self._keep(self._open_disk(disk)) for disk in run.config.disks]
+
+    def _open_disk(self, disk: DiskConfig) -> Disk | VhostUserDisk:
+        if disk.in_process:
+            return Disk(disk.path, disk.readonly)
+        from nemu.vhost.user.storage import VhostUserDisk
+
+        return VhostUserDisk(disk, self._queues, self._loop, warn)
 
     def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
         for number, (config, disk) in enumerate(zip(self._config.disks, self._disks, strict=True)):
-            yield VirtioBlk(
-                f"virtio-blk{number}",
-                disk,
-                machine.lock,
-                machine.loop,
-                queues=config.queues or min(self._config.cpus, DEFAULT_QUEUES),
-                serial=config.serial,
-            )
+            name = f"virtio-blk{number}"
+            if isinstance(disk, Disk):
+                queues = config.queues or self._queues
+                yield VirtioBlk(name, disk, machine.lock, machine.loop, queues=queues, serial=config.serial)
+            else:
+                yield disk.device(name, machine.ram)
 
     def drain(self) -> None:
         for disk in self._disks:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from nemu.errors import ConfigError, HostError
 from nemu.peripherals.kind import Peripheral, Run, warn
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nemu.config.net import NetConfig
     from nemu.machine import Machine
     from nemu.vhost.net import NetPlane
+    from nemu.vhost.user.net import VhostUserNet
     from nemu.virtio.device import VirtioDevice
 
 
@@ -26,8 +27,12 @@ class Nets(Peripheral):
         self._starting: list[Passt] = []
         self._ports = [self._open_port(net) for net in run.config.nets]
 
-    def _open_port(self, net: NetConfig) -> NetBackend | list[NetPlane]:
-        """The backend of ``net``, or what serves it in the host kernel."""
+    def _open_port(self, net: NetConfig) -> NetBackend | list[NetPlane] | VhostUserNet:
+        """The backend of ``net``, or what serves it in the host kernel or another process."""
+        if net.backend == "vhost-user":
+            from nemu.vhost.user.net import VhostUserNet
+
+            return self._keep(VhostUserNet(net.socket, self._loop, warn))
         if net.backend == "user":
             from nemu.backends.passt import Passt
 
@@ -69,12 +74,13 @@ class Nets(Peripheral):
     def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
         for number, (config, port) in enumerate(zip(self._config.nets, self._ports, strict=True)):
             name = f"virtio-net{number}"
-            given = bytes.fromhex(config.mac.replace(":", ""))
+            identity = port[0].tap.name if isinstance(port, list) else port.name
+            mac = bytes.fromhex(config.mac.replace(":", "")) or stable_mac(f"{identity} {number}")
             if isinstance(port, list):
                 from nemu.vhost.net import VhostNet
 
-                mac = given or stable_mac(f"{port[0].tap.name} {number}")
                 yield VhostNet(name, port, mac, ram=machine.ram, loop=machine.loop, warn=warn)
+            elif config.backend == "vhost-user":
+                yield cast("VhostUserNet", port).device(name, mac, machine.ram)
             else:
-                mac = given or stable_mac(f"{port.name} {number}")
-                yield VirtioNet(name, port, mac, machine.loop, warn)
+                yield VirtioNet(name, cast("NetBackend", port), mac, machine.loop, warn)

@@ -22,6 +22,7 @@ MAX_DEVICES = 31  # functions 0 of bus 0, less the host bridge
 KINDS = (
     ("disks", "disks"),
     ("nets", "nets"),
+    ("vhost_users", "vhost_users"),
     ("vsock", "vsock"),
 )
 

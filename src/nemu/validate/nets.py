@@ -11,7 +11,7 @@ from nemu.validate import paths
 
 def check(nets: tuple[NetConfig, ...]) -> None:
     """Raise ConfigError for the first network card that cannot work."""
-    taps: set[str] = set()
+    names: set[str] = set()
     fds: set[int] = set()
     for index, net in enumerate(nets):
         for key in ("fds", "vhostfds"):
@@ -20,9 +20,11 @@ def check(nets: tuple[NetConfig, ...]) -> None:
                 if fd in fds:
                     raise ConfigError("--net", str(net), f"descriptor {fd} is given twice")
                 fds.add(fd)
-        if net.tap in taps:
-            raise ConfigError("--net", str(net), "is given twice; a tap serves one network card")
-        taps |= {net.tap} if net.tap else set()
+        if net.backend == "vhost-user":
+            paths.listening("--net", str(net), net.socket)
+        if net.backend in ("tap", "vhost-user") and str(net) in names:
+            raise ConfigError("--net", str(net), "is given twice; it serves one network card")
+        names.add(str(net))
         for other in nets[:index]:
             _check_pair(net, other)
         for forward in net.forward:

@@ -48,6 +48,18 @@ def socket(option: str, path: str) -> None:
     folder(option, path)
 
 
+def listening(option: str, value: str, path: str) -> None:
+    """Raise ConfigError unless ``path``, given in ``value``, is a socket that one may connect to."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise ConfigError(option, value, (error.strerror or str(error)).lower()) from None
+    if not stat.S_ISSOCK(found.st_mode):
+        raise ConfigError(option, value, "is no socket")
+    if not os.access(path, os.W_OK):
+        raise ConfigError(option, value, "cannot be connected to (permission denied)")
+
+
 def folder(option: str, path: str) -> None:
     """Raise ConfigError unless a file can be made in the directory of ``path``."""
     folder = os.path.dirname(path) or "."

@@ -156,10 +156,11 @@ class Host:
         self.client.finish(job, None)
         return bytes(job.sink(1))
 
-    def attach(self, path: str, readonly: bool = False) -> str:
-        """Plug the file or block device ``path`` in as a disk; the device node inside.
+    def attach(self, path: str, readonly: bool = False, image: str = "raw") -> str:
+        """Plug the file or block device ``path``, of format ``image``, in as a disk; the device node inside.
 
-        Writes land in the file and a flush reaches it.  Raises HostError when another one writes to it.
+        Writes land in the file and a flush reaches it.  Raises HostError when another one writes to it, or
+        when it is no such image.
         """
         lun = self._luns
         self._luns += 1
@@ -173,7 +174,7 @@ class Host:
             "blockdev-add",
             **{
                 "node-name": f"disk{lun}",
-                "driver": "raw",
+                "driver": image,
                 "read-only": readonly,
                 "discard": "unmap",
                 "file": protocol,

@@ -38,11 +38,14 @@ _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def run(config: MachineConfig, options: RunOptions) -> int:
     """Run ``config`` in an emulated host; gives the exit status.  Raises ConfigError and HostError."""
     _refuse_taps(config)
+    _refuse_sockets(config)
     _refuse_vsock(config)
     with ExitStack() as stack:
         _lock_disks(config, stack)
         files = {f"{INSIDE}/{name}": path for name in ("kernel", "initrd") if (path := getattr(config, name))}
-        host = stack.enter_context(Host(files=files, memory=_memory(config)))
+        # What holds a disk to its limits runs inside.
+        packages = ("qemu-system-common",) if any(disk.iops or disk.bps for disk in config.disks) else ()
+        host = stack.enter_context(Host(files=files, packages=packages, memory=_memory(config)))
         session = _Session(host, config, stack)
         return session.run(options)
 
@@ -67,12 +70,22 @@ def _refuse_vsock(config: MachineConfig) -> None:
         )
 
 
+def _refuse_sockets(config: MachineConfig) -> None:
+    named = [("--disk", "vhost-user", disk.socket) for disk in config.disks]
+    named += [("--vhost-user", "socket", device.socket) for device in config.vhost_users]
+    for option, key, path in named:
+        if path:
+            problem = "the emulated host cannot reach it; use a host with KVM"
+            raise ConfigError(option, f"{key}={path}", problem)
+
+
 def _lock_disks(config: MachineConfig, stack: ExitStack) -> None:
     """Open and lock the disks as a native run does, with the same complaints."""
     from nemu.backends.disk import Disk
 
     for disk in config.disks:
-        stack.callback(Disk(disk.path, disk.readonly).close)
+        if disk.format != "qcow2":  # such an image is opened, locked and checked by who attaches it
+            stack.callback(Disk(disk.path, disk.readonly).close)
 
 
 def _memory(config: MachineConfig) -> int:
@@ -96,7 +109,11 @@ class _Session:
         self._sinks: dict[int, wire.Sink] = {}
         self._signals = 0
         self._stdio = "stdio" in (config.console.kind, config.serial.kind)
-        disks = tuple(disk._replace(path=host.attach(disk.path, disk.readonly)) for disk in config.disks)
+        # What a qcow2 image holds is a raw disk inside.
+        disks = tuple(
+            disk._replace(path=host.attach(disk.path, disk.readonly, disk.format or "raw"), format="raw")
+            for disk in config.disks
+        )
         self._config = replace(
             config,
             kernel=config.kernel and f"{INSIDE}/kernel",

@@ -1,0 +1,44 @@
+"""``--vhost-user``."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from nemu import syntax
+from nemu.config.setting import pairs, table
+
+TYPE_MAX = 63  # virtio 1.2, 4.1.2.1: PCI device ids 0x1040 to 0x107f
+QUEUES_MAX = 127  # a vector of MSI-X for each, and one for the configuration
+QUEUE_SIZE_MAX = 1024  # what the back ends of the field take
+
+
+class VhostUserConfig(NamedTuple):
+    """A virtio device of type ``type`` (virtio 1.2, section 5) on the back end at ``socket``."""
+
+    type: int
+    socket: str
+    queues: int = 0  # 0: what the type has
+    queue_size: int = 256
+
+    @classmethod
+    def read(cls, value: object) -> VhostUserConfig:
+        """From ``type=N,socket=SOCKET[,queues=N][,queue-size=N]`` or a table with these keys."""
+        if isinstance(value, str):
+            value = pairs(syntax.properties(value))
+        given = table(
+            value,
+            type=syntax.integer(1, TYPE_MAX),
+            socket=syntax.path,
+            queues=syntax.integer(1, QUEUES_MAX),
+            **{"queue-size": _queue_size},
+        )
+        if "type" not in given or "socket" not in given:
+            raise ValueError("needs type=N and socket=SOCKET")
+        return cls(queue_size=given.pop("queue-size", 256), **given)
+
+
+def _queue_size(value: object) -> int:
+    size = syntax.integer(2, QUEUE_SIZE_MAX)(value)
+    if size & (size - 1):
+        raise ValueError(f"must be a power of two of at most {QUEUE_SIZE_MAX}")
+    return size
