@@ -27,8 +27,8 @@ class Nets(Peripheral):
         self._starting: list[Passt] = []
         self._ports = [self._open_port(net) for net in run.config.nets]
 
-    def _open_port(self, net: NetConfig) -> NetBackend | VhostUserNet | list[NetPlane]:
-        """The backend of ``net``, or what serves it in the host kernel or in another process."""
+    def _open_port(self, net: NetConfig) -> NetBackend | list[NetPlane] | VhostUserNet:
+        """The backend of ``net``, or what serves it in the host kernel or another process."""
         if net.backend == "vhost-user":
             from nemu.vhost.user.net import VhostUserNet
 
@@ -74,15 +74,13 @@ class Nets(Peripheral):
     def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
         for number, (config, port) in enumerate(zip(self._config.nets, self._ports, strict=True)):
             name = f"virtio-net{number}"
-            given = bytes.fromhex(config.mac.replace(":", ""))
+            identity = port[0].tap.name if isinstance(port, list) else port.name
+            mac = bytes.fromhex(config.mac.replace(":", "")) or stable_mac(f"{identity} {number}")
             if isinstance(port, list):
                 from nemu.vhost.net import VhostNet
 
-                mac = given or stable_mac(f"{port[0].tap.name} {number}")
                 yield VhostNet(name, port, mac, ram=machine.ram, loop=machine.loop, warn=warn)
-                continue
-            mac = given or stable_mac(f"{port.name} {number}")
-            if config.backend == "vhost-user":
+            elif config.backend == "vhost-user":
                 yield cast("VhostUserNet", port).device(name, mac, machine.ram)
             else:
                 yield VirtioNet(name, cast("NetBackend", port), mac, machine.loop, warn)
