@@ -157,6 +157,10 @@ class EventLoop(Protocol):
         """From any thread: run ``callback`` in the loop thread."""
         ...
 
+    def call_once(self, callback: Callable[[], None]) -> None:
+        """With the machine lock held: as ``call_soon``, unless an equal callback waits already."""
+        ...
+
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """From any thread that holds the machine lock: run ``callback`` in the loop thread after a time."""
         ...

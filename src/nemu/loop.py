@@ -45,6 +45,7 @@ class Loop:
         self._readers: dict[int, Callable[[], None]] = {}
         self._writers: dict[int, Callable[[], None]] = {}
         self._calls: deque[Callable[[], None]] = deque()
+        self._once: set[Callable[[], None]] = set()
         self._timers: list[tuple[float, int, Timer]] = []
         self._most_timers = _TIMERS
         self._sequence = count()
@@ -72,6 +73,12 @@ class Loop:
         """From any thread."""
         self._calls.append(callback)
         os.eventfd_write(self._wake, 1)
+
+    def call_once(self, callback: Callable[[], None]) -> None:
+        """With the machine lock held: as ``call_soon``, unless an equal callback waits already."""
+        if callback not in self._once:
+            self._once.add(callback)
+            self.call_soon(callback)
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """From any thread that holds the machine lock, or before ``run``."""
@@ -166,7 +173,9 @@ class Loop:
 
     def _run_calls(self) -> None:
         for _ in range(len(self._calls)):  # what these add runs in the next round
-            self._calls.popleft()()
+            callback = self._calls.popleft()
+            self._once.discard(callback)
+            callback()
 
     def _run_timers(self) -> None:
         now = time.monotonic()

@@ -50,6 +50,10 @@ class FakeLoop:
     def call_soon(self, callback: Callback) -> None:
         self.soon.append(callback)
 
+    def call_once(self, callback: Callback) -> None:
+        if callback not in self.soon:
+            self.soon.append(callback)
+
     def call_later(self, seconds: float, callback: Callback) -> FakeTimer:
         self.timers.append(FakeTimer(seconds, callback))
         return self.timers[-1]

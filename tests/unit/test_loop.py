@@ -281,3 +281,19 @@ def test_closing_gives_descriptors_and_signals_back() -> None:
     assert sorted(os.listdir("/proc/self/fd")) == before
     assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_call_that_waits_already_is_not_made_twice(loop: Loop) -> None:
+    """A guest that notifies without end has no more turns than one that notifies once."""
+    called: list[str] = []
+
+    def one() -> None:
+        called.append("one")
+        if len(called) == 1:
+            loop.call_once(one)  # it does not wait any more
+
+    for _ in range(3):
+        loop.call_once(one)
+    loop.call_soon(lambda: loop.call_soon(loop.stop))
+    loop.run()
+    assert called == ["one", "one"]

@@ -116,7 +116,7 @@ class VirtioBlk(VirtioDevice):
         active = self._active
         queue = active.queues[index] if active and index < len(active.queues) else None
         if active and queue and drain(queue, lambda chain: self._start(active, queue, chain)):
-            again(self._loop, active.transport, lambda: self.notify(index))
+            again(self._loop, active.transport, self.notify, index)
 
     def deactivate(self, done: Callable[[], None]) -> None:
         active, self._active = self._active, None

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Protocol
 
@@ -136,6 +138,21 @@ def guarded(transport: Transport, action: Callable[[], None]) -> None:
         transport.stop(error)
 
 
-def again(loop: EventLoop, transport: Transport, action: Callable[[], None]) -> None:
-    """Run ``action`` in a later turn of the loop, guarded."""
-    loop.call_soon(lambda: guarded(transport, action))
+@dataclass(frozen=True, slots=True)
+class _Again:
+    """Equal to another one for the same queue of the same device, so that the loop keeps one of them."""
+
+    transport: Transport
+    action: Callable[..., None]
+    arguments: tuple[int, ...]
+
+    def __call__(self) -> None:
+        guarded(self.transport, partial(self.action, *self.arguments))
+
+
+def again(loop: EventLoop, transport: Transport, action: Callable[..., None], *arguments: int) -> None:
+    """Run ``action`` in the next turn of the loop, guarded; once, however often it is asked for.
+
+    Else a driver that refills its ring and notifies without end would have ever more turns.
+    """
+    loop.call_once(_Again(transport, action, arguments))

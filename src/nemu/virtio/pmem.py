@@ -41,7 +41,6 @@ class _Active:
     transport: Transport
     waiting: list[_Request] = field(default_factory=list)
     flushing: bool = False
-    resuming: bool = False  # the loop comes back by itself
     done: Callable[[], None] | None = None
 
     def answer(self, requests: list[_Request], result: int) -> None:
@@ -70,18 +69,12 @@ class VirtioPmem(VirtioDevice):
 
     def notify(self, index: int) -> None:
         active = self._active
-        if active is None or active.resuming:
+        if active is None:
             return
         more = drain(active.queue, lambda chain: self._take(active, chain))
         self._flush(active)
         if more:
-            active.resuming = True
-            again(self._loop, active.transport, lambda: self._resume(active))
-
-    def _resume(self, active: _Active) -> None:
-        active.resuming = False
-        if active is self._active:
-            self.notify(0)
+            again(self._loop, active.transport, self.notify, index)
 
     def deactivate(self, done: Callable[[], None]) -> None:
         active, self._active = self._active, None

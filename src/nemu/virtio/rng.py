@@ -52,7 +52,7 @@ class VirtioRng(VirtioDevice):
     def notify(self, index: int) -> None:
         active = self._active
         if active and drain(active.queue, active.fill):
-            again(self._loop, active.transport, lambda: self.notify(index))
+            again(self._loop, active.transport, self.notify, index)
 
     def deactivate(self, done: Callable[[], None]) -> None:
         self._active = None

@@ -124,7 +124,7 @@ class VirtioScsi(VirtioDevice):
             return
         start = self._control if index == CONTROL else self._start
         if drain(queue, lambda chain: start(active, queue, chain)):
-            again(self._loop, active.transport, lambda: self.notify(index))
+            again(self._loop, active.transport, self.notify, index)
 
     def deactivate(self, done: Callable[[], None]) -> None:
         active, self._active = self._active, None
