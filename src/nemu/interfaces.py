@@ -124,6 +124,18 @@ class Timer(Protocol):
         ...
 
 
+class Clock(Protocol):
+    """What counts time for the guest.  Called with the machine lock held, while no CPU is in the guest."""
+
+    def stop(self) -> None:
+        """The guest stands still from now on."""
+        ...
+
+    def start(self) -> None:
+        """It goes on, and shall not notice that it stood still."""
+        ...
+
+
 class EventLoop(Protocol):
     """The loop thread.  Callbacks run there, one at a time, *with the machine lock held*."""
 
@@ -188,6 +200,18 @@ class ChardevInfo(NamedTuple):
     label: str
     where: str  # "stdio", "null", "file:PATH", "unix:PATH"
     open: bool  # whether a device is attached
+
+
+class Ost(NamedTuple):
+    """What the guest said of a hot-plug ``slot`` (ACPI 6.5, 6.3.5).
+
+    For ``event`` (1 insertion, 3 ejection request, 0x103 ejection by its own user) ``status`` is 0 for
+    success and 0x80 to 0x85 for the reasons of a failure.
+    """
+
+    slot: int
+    event: int
+    status: int
 
 
 class AmlSource(Protocol):

@@ -7,6 +7,7 @@ configuration and the same backends, so that nothing of the old one can survive 
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -14,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 from nemu.errors import HostError
 
 if TYPE_CHECKING:
-    from nemu.arch.x86_64.clock import GuestClock
     from nemu.balloon import Balloon
     from nemu.bus.address_space import AddressSpace
-    from nemu.interfaces import PciFunctionInfo
+    from nemu.interfaces import Clock, Ost, PciFunctionInfo
     from nemu.kvm.slots import MemorySlots
     from nemu.kvm.vcpu import VcpuThread
     from nemu.loop import Loop
     from nemu.memory import DeviceMemory, GuestRam
+    from nemu.plug.cpus import CpuSlots
+    from nemu.plug.memory import DimmSlots
+    from nemu.plug.pci import PciSlots
 
 
 class Outcome(Enum):
@@ -59,13 +62,18 @@ class Machine:
 
     ``memory_bus`` and ``port_bus`` count the accesses of the guest.  ``devices`` are (name,
     where it is), for reports; ``last_words`` is the end of the log of a kernel that panicked.
-    ``checks`` raise the HostError that says best why the host has failed.
+    ``checks`` raise the HostError that says best why the host has failed.  ``clocks`` count the guest's
+    time, and stand still with it.
     """
 
     def __init__(self, lock: threading.RLock, loop: Loop) -> None:
         self.lock = lock
         self.loop = loop
         self.vcpus: list[VcpuThread] = []
+        self.retired_exits: Counter[str] = Counter()  # of vCPUs that were removed
+        self.cpus: CpuSlots
+        self.dimms: DimmSlots
+        self.pci: PciSlots
         self.ram: GuestRam
         self.slots: MemorySlots
         self.device_memory: DeviceMemory
@@ -73,12 +81,13 @@ class Machine:
         self.port_bus: AddressSpace
         self.power_button: Callable[[], None] = lambda: None
         self.send_nmi: Callable[[], None] = lambda: None  # while no CPU is in the guest
-        self.clock: GuestClock | None = None
+        self.clocks: list[Clock] = []
         self.emit: Callable[..., None] = _unheard
         self.pci_functions: Callable[[], list[PciFunctionInfo]] = list
         self.balloon: Balloon | None = None
         self.devices: list[tuple[str, str]] = []
         self.last_words: list[str] = []
+        self.reported: Callable[[str, Ost], None] = lambda kind, ost: None
         self.checks: list[Callable[[], None]] = []
         self.at_close: list[Callable[[], None]] = []
         self._end: Outcome | BaseException | None = None
@@ -116,8 +125,8 @@ class Machine:
         if self.state is not RunState.RUNNING:
             return False
         self._hold_vcpus()
-        if self.clock is not None:
-            self.clock.stop()
+        for clock in self.clocks:
+            clock.stop()
         self.state = RunState.PAUSED
         return True
 
@@ -125,8 +134,8 @@ class Machine:
         """Let its CPUs go on, or begin; False where they run.  Called with the machine lock held."""
         if self.state is RunState.RUNNING:
             return False
-        if self.state is RunState.PAUSED and self.clock is not None:
-            self.clock.start()
+        for clock in self.clocks if self.state is RunState.PAUSED else ():
+            clock.start()
         self.state = RunState.RUNNING
         self._let_vcpus_go()
         return True

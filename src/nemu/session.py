@@ -136,7 +136,7 @@ class Session:
         with ExitStack() as stack:
             stack.callback(self._management.close)
             self._management.open()
-            self.peripherals = Peripherals(self.config, self.loop, self.leave)
+            self.peripherals = Peripherals(self.config, self.loop, self.leave, self._management.emit)
             self._command = self.peripherals.command
             stack.callback(self.peripherals.close)
             if self._options.timeout:

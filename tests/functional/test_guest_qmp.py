@@ -19,6 +19,7 @@ from nemu.qmp.client import QmpClient
 PATH = "/tmp/q.sock"
 # Its clock and its count of NMIs, five times a second.
 TICKS = """
+modprobe virtio_balloon
 echo ready
 while :; do
     read -r up rest </proc/uptime
@@ -108,6 +109,16 @@ def interrupt(nemu: Nemu, client: QmpClient, seen: dict[str, Any]) -> None:
     seen["nmis"] = after - before
 
 
+def give_memory_back(nemu: Nemu, client: QmpClient, seen: dict[str, Any]) -> None:
+    """Until the guest has done what its balloon asks for."""
+    before = client.execute("query-balloon")["actual"]
+    target = before - (64 << 20)
+    client.execute("balloon", {"value": target})
+    while client.execute("query-balloon")["actual"] > target:
+        seen.setdefault("balloon", []).append(event(client, "BALLOON_CHANGE")["actual"])
+    seen["balloon target"] = target
+
+
 def start_anew(nemu: Nemu, client: QmpClient, seen: dict[str, Any]) -> None:
     client.execute("stop")
     client.execute("system_reset")
@@ -132,11 +143,14 @@ def event(client: QmpClient, name: str) -> dict[str, Any]:
 def steer(argv: list[str]) -> dict[str, Any]:
     """Runs inside: one machine, from --start paused to its power button."""
     seen: dict[str, Any] = {}
-    with Nemu([*argv, "--qmp", PATH, "--start", "paused", "--cpus", "2", "--name", "steered"]) as nemu:
+    with Nemu(
+        [*argv, "--qmp", PATH, "--start", "paused", "--cpus", "2", "--balloon", "on", "--name", "steered"]
+    ) as nemu:
         client = connect()
         begin(nemu, client, seen)
         go_on(nemu, client, seen)
         interrupt(nemu, client, seen)
+        give_memory_back(nemu, client, seen)
         seen["pci"] = client.execute("query-pci")
         before = nemu.resources()
         start_anew(nemu, client, seen)
@@ -182,10 +196,16 @@ def test_an_nmi_reaches_every_cpu(steered: dict[str, Any]) -> None:
     assert steered["nmis"] >= 1
 
 
+def test_the_balloon_takes_what_it_is_told_to(steered: dict[str, Any]) -> None:
+    told = steered["balloon"]
+    assert told == sorted(told, reverse=True), "it only grows"
+    assert all(steered["balloon target"] <= actual for actual in told)
+
+
 def test_bars_are_where_the_guest_has_them(steered: dict[str, Any]) -> None:
     (bus,) = steered["pci"]
     names = [device["qdev_id"] for device in bus["devices"]]
-    assert names == ["", "virtio-console0", "virtio-rng0"]
+    assert names == ["", "virtio-console0", "virtio-rng0", "virtio-balloon0"]
     for device in bus["devices"][1:]:
         (region,) = device["regions"]
         assert region["address"] > 0

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from nemu import syntax
 from nemu.arch.x86_64 import layout
 from nemu.config import MIB, Given, MachineConfig, RunOptions, assemble, settings
-from nemu.config import machine as machine_config
+from nemu.config import cpus as cpus_config
 from nemu.config.balloon import BalloonConfig
 from nemu.config.chardev import ChardevConfig
+from nemu.config.cpus import Cpus, Memory
 from nemu.config.disk import DiskConfig, scsi_addresses
 from nemu.config.fs import FsConfig
 from nemu.config.net import Forward, NetConfig
@@ -51,11 +52,11 @@ def refusal(**values: Any) -> str:
     ],
 )
 def test_memory_is_written_as_in_qemu(text: str, size: int) -> None:
-    assert machine(memory=text).memory == size
+    assert machine(memory=text).memory == Memory(size, size)
 
 
 def test_a_file_may_give_memory_as_a_number_of_mib() -> None:
-    assert machine(memory=256).memory == 256 * MIB
+    assert machine(memory=256).memory == Memory(256 * MIB, 256 * MIB)
 
 
 ODD_SIZES = ["0", "M", "63M", "-1", "+512", "512MB", "1e3", "0x200", "512.M", ".5G", "1.0000001G", "65537K"]
@@ -90,9 +91,9 @@ def test_any_text_is_a_size_or_a_value_error(text: str) -> None:
 
 
 def test_limits_agree_with_the_machine() -> None:
-    assert machine_config.MAX_CPUS == layout.MAX_CPUS
-    assert machine_config.MIN_MEMORY == layout.MIN_MEMORY
-    assert layout.ram_regions(machine_config.MAX_MEMORY)[-1][1] > 0
+    assert cpus_config.MAX_CPUS == layout.MAX_CPUS
+    assert cpus_config.MIN_MEMORY == layout.MIN_MEMORY
+    assert layout.ram_regions(cpus_config.MAX_MEMORY)[-1][1] > 0
 
 
 @pytest.mark.parametrize("cpus", ["0", "256", "-1", "1.0", "", "two", "9" * 5000, True])
@@ -102,7 +103,7 @@ def test_cpus_outside_1_to_255_are_refused(cpus: object) -> None:
 
 @pytest.mark.parametrize("cpus", [1, 255])
 def test_cpus_at_the_limits_are_taken(cpus: int) -> None:
-    assert machine(cpus=str(cpus)).cpus == cpus
+    assert machine(cpus=str(cpus)).cpus == Cpus(cpus, cpus)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +118,7 @@ def test_cpus_at_the_limits_are_taken(cpus: int) -> None:
         ("a.qcow2,format=raw", DiskConfig("a.qcow2", format="raw")),
         ("a.img,format=qcow2", DiskConfig("a.img", format="qcow2")),
         ("a.img,iops=100,bps=10M", DiskConfig("a.img", iops=100, bps=10 << 20)),
+        ("a.img,cache=writethrough", DiskConfig("a.img", cache="writethrough")),
         ("vhost-user=/run/a,,b", DiskConfig("", socket="/run/a,b")),
         ("vhost-user=s,queues=2", DiskConfig("", socket="s", queues=2)),
         ("./vhost-user=s", DiskConfig("./vhost-user=s")),
@@ -145,8 +147,8 @@ def test_a_disk_may_be_a_table() -> None:
         ("a,path=b", "path is given twice"),
         ("a,format=vmdk", "format must be raw or qcow2"),
         ("a,iops=0", "iops must be a whole number from 1"),
-        ("a.qcow2,serial=x", "serial needs a raw image without limits"),
-        ("a,bps=1M,serial=x", "serial needs a raw image without limits"),
+        ("a.qcow2,serial=x", "serial needs a raw image and nothing else"),
+        ("a,bps=1M,serial=x", "serial needs a raw image and nothing else"),
         ("vhost-user=", "vhost-user must be a path"),
         ("vhost-user=s,readonly=on", "unknown key readonly; known are queues, vhost-user"),
         ("a,readonly", "'readonly' must be KEY=VALUE"),
@@ -308,13 +310,13 @@ def test_a_wrong_balloon_is_refused(value: object, problem: str) -> None:
     assert problem in refusal(balloon=value)
 
 
-@pytest.mark.parametrize("action", ["off", "reset", "poweroff", "panic", "none"])
+@pytest.mark.parametrize("action", ["off", "reset", "poweroff", "panic", "pause", "none"])
 def test_a_watchdog_has_an_action(action: str) -> None:
     assert machine(watchdog=action).watchdog == action
 
 
 def test_a_watchdog_without_an_action_is_refused() -> None:
-    assert "must be off, reset, poweroff, panic or none" in refusal(watchdog="on")
+    assert "must be off, reset, poweroff, panic, pause or none" in refusal(watchdog="on")
 
 
 @pytest.mark.parametrize(
@@ -541,8 +543,9 @@ machines = st.builds(
     MachineConfig,
     kernel=names,
     append=names,
-    memory=st.integers(64, 1 << 20).map(lambda mib: mib * MIB),
-    cpus=st.integers(1, 255),
+    memory=st.builds(Memory, st.integers(64, 1 << 20).map(lambda mib: mib * MIB)),
+    cpus=st.builds(Cpus, st.integers(1, 255), st.integers(1, 255)),
+    hotplug=st.sampled_from([("auto",), (), ("cpu",), ("cpu", "pci")]),
     disks=st.lists(st.builds(DiskConfig, path=names, readonly=st.booleans()), max_size=3).map(tuple),
     nets=st.lists(network_cards, max_size=3).map(tuple),
     pmems=st.lists(st.builds(PmemConfig, path=names), max_size=2).map(tuple),

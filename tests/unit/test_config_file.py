@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from nemu import config_file
 from nemu.config import MachineConfig, RunOptions, assemble
 from nemu.config.chardev import ChardevConfig
+from nemu.config.cpus import Cpus, Memory
 from nemu.config.disk import DiskConfig
 from nemu.config.net import NetConfig
 from nemu.config.port import PortConfig
@@ -46,8 +47,8 @@ def test_a_file_gives_the_same_settings_as_the_command_line(tmp_path: Path) -> N
     assert machine == MachineConfig(
         kernel=f"{tmp_path}/vmlinuz",
         append="console=hvc0",
-        memory=1 << 30,
-        cpus=2,
+        memory=Memory(1 << 30, 1 << 30),
+        cpus=Cpus(2, 2),
         rng=False,
         disks=(DiskConfig("/a.img", readonly=True), DiskConfig(f"{tmp_path}/b.img", serial="b")),
         nets=(NetConfig("user"),),

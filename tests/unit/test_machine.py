@@ -199,7 +199,8 @@ def run_while(machine: Machine, act: Callable[[], None], *, paused: bool = False
 
 def test_its_clocks_stand_still_while_its_cpus_do(build: Build) -> None:
     machine = build((), ())
-    clock = machine.clock = Clock()  # type: ignore[assignment]
+    clock = Clock()
+    machine.clocks.append(clock)
     seen: list[object] = []
 
     def act() -> None:
@@ -213,12 +214,13 @@ def test_its_clocks_stand_still_while_its_cpus_do(build: Build) -> None:
 
 def test_one_that_starts_paused_runs_nothing_until_it_is_resumed(build: Build) -> None:
     machine = build((triple_fault,))
-    clock = machine.clock = Clock()  # type: ignore[assignment]
     seen: list[object] = []
     run_while(machine, lambda: seen.extend([machine.state, machine.pause()]), paused=True)
     assert seen == [RunState.PRELAUNCH, False]
 
     machine = build((triple_fault,))
+    clock = Clock()
+    machine.clocks.append(clock)
     machine.loop.call_later(0.02, lambda: seen.append(machine.resume()))
     with pytest.raises(GuestCrashError):
         machine.run(paused=True)

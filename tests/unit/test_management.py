@@ -147,3 +147,9 @@ def test_a_name_is_good_for_a_file(name: str) -> None:
     with pytest.raises(ValueError, match="must be 1 to 50 letters"):
         machine_name(name)
     assert machine_name("Web-1.a_b") == "Web-1.a_b"
+
+
+def test_an_inherited_socket_must_be_a_stream() -> None:
+    datagrams, other = socket.socketpair(type=socket.SOCK_DGRAM)
+    with datagrams, other, pytest.raises(ConfigError, match=r"--qmp fd=\d+: is not a stream socket"):
+        manage(RunOptions(qmp=(QmpConfig("fd", fd=datagrams.fileno()),)))

@@ -13,6 +13,7 @@ from nemu.boot import loader
 from nemu.config import MachineConfig, RunOptions
 from nemu.config.balloon import BalloonConfig
 from nemu.config.chardev import ChardevConfig
+from nemu.config.cpus import Memory
 from nemu.config.disk import DiskConfig
 from nemu.config.fs import FsConfig
 from nemu.config.net import Forward, NetConfig
@@ -56,7 +57,7 @@ def test_the_loader_judges_the_kernel(folder: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(loader, "check", check)
     (folder / "initrd").touch()
-    text = refusal(initrd="initrd", append="quiet", memory=1 << 30)
+    text = refusal(initrd="initrd", append="quiet", memory=Memory(1 << 30, 1 << 30))
     assert text == "--kernel kernel: ('kernel', 'initrd', 'quiet', 1073741824)"
 
 
@@ -291,17 +292,18 @@ def test_persistent_memory_has_whole_2_mib(folder: Path, size: int) -> None:
 def test_persistent_memory_needs_a_file() -> None:
     assert refusal(pmems=(PmemConfig("none"),)) == "--pmem none: no such file or directory"
     assert refusal(pmems=(PmemConfig("."),)) == "--pmem .: is a directory, must be a file"
-    assert refusal(pmems=(PmemConfig("/dev/null"),)).endswith("must be a raw image or a block device")
+    assert refusal(pmems=(PmemConfig("/dev/null"),)).endswith("must be an image or a block device")
 
 
 @pytest.mark.usefixtures("folder")
 def test_a_balloon_leaves_something_to_the_guest() -> None:
     assert (
-        refusal(memory=1 << 30, balloon=BalloonConfig(size=1 << 30))
+        refusal(memory=Memory(1 << 30, 1 << 30), balloon=BalloonConfig(size=1 << 30))
         == "--balloon 1G: must be less than the 1G of --memory"
     )
     validate(
-        MachineConfig(kernel="kernel", memory=1 << 30, balloon=BalloonConfig(size=1 << 29)), RunOptions()
+        MachineConfig(kernel="kernel", memory=Memory(1 << 30, 1 << 30), balloon=BalloonConfig(size=1 << 29)),
+        RunOptions(),
     )
 
 

@@ -117,12 +117,15 @@ class Child:
             os._exit(127)
 
     def last_words(self) -> str:
-        """The last line that it wrote to standard error, without arguments that it repeats; "" for none."""
+        """The last message that it wrote to standard error, in one line; "" for none.
+
+        A message begins with the program's name where it says that, and loses arguments that it repeats.
+        """
         self._listen()
         lines = [line.strip() for line in self._said.decode(errors="replace").splitlines() if line.strip()]
-        if not lines:
-            return ""
-        last = lines[-1]
+        name = os.path.basename(self._argv[0])
+        starts = [number for number, line in enumerate(lines) if line.startswith(f"{name}: ")]
+        last = " ".join(lines[starts[-1] if starts else -1 :])
         for option, value in itertools.pairwise(self._argv):
             last = last.replace(f"{option} {value}: ", "")
         return last[:_LINE]

@@ -62,6 +62,7 @@ def register(subparsers: Any, name: str) -> None:
         optional: dict[str, Any] = {"nargs": "?", "const": "on"} if setting.flag else {}
         parser.add_argument(
             f"--{setting.option}",
+            dest=setting.option,
             metavar=setting.metavar,
             help=setting.help.replace("%", "%%"),
             action="append" if setting.many else "store",
@@ -135,9 +136,11 @@ def _with_command(config: MachineConfig) -> MachineConfig:
 def _with_small_guest(config: MachineConfig) -> MachineConfig:
     from nemu.host import guest
 
-    if config.memory < SMALL_GUEST_MEMORY:
+    if config.memory.size < SMALL_GUEST_MEMORY:
         needed = show_size(SMALL_GUEST_MEMORY)
-        raise ConfigError("--memory", show_size(config.memory), f"the small guest needs at least {needed}")
+        raise ConfigError(
+            "--memory", show_size(config.memory.size), f"the small guest needs at least {needed}"
+        )
     small = guest.ensure()
     append = f"{small.append} {config.append}".strip()
     return replace(config, kernel=small.kernel, initrd=small.initrd, append=append)

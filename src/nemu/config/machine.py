@@ -1,19 +1,18 @@
-"""What a machine is (MachineConfig) and how this run goes (RunOptions).
+"""What a machine is.
 
 The metadata of each field is a Setting, which says how the setting is called, read and explained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from nemu import syntax
 from nemu.config.chardev import CONSOLE, SERIAL, ChardevConfig, ChardevReader
 from nemu.config.command import CommandReader, variable
-from nemu.config.setting import Given, Kind, Setting, setting
-from nemu.errors import ConfigError
+from nemu.config.cpus import MAX_CPUS, Cpus, CpusReader, HotplugReader, Memory, MemoryReader
+from nemu.config.setting import Kind, Setting, setting
 
 if TYPE_CHECKING:
     from nemu.config.balloon import BalloonConfig
@@ -22,22 +21,10 @@ if TYPE_CHECKING:
     from nemu.config.net import NetConfig
     from nemu.config.pmem import PmemConfig
     from nemu.config.port import PortConfig
-    from nemu.config.qmp import QmpConfig
     from nemu.config.vhost_user import VhostUserConfig
     from nemu.config.vsock import VsockConfig
 
 MIB = syntax.MIB
-MAX_CPUS = 255  # xAPIC ids
-MIN_MEMORY = 64 * MIB
-MAX_MEMORY = 1 << 51  # what 52 physical address bits reach leaves room for devices above
-
-
-def _memory(value: object) -> int:
-    size = syntax.size(value)
-    if size < MIN_MEMORY or size > MAX_MEMORY or size % MIB:
-        low, high = syntax.show_size(MIN_MEMORY), syntax.show_size(MAX_MEMORY)
-        raise ValueError(f"must be {low} to {high}, in whole MiB (a plain number is MiB)")
-    return size
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +48,34 @@ class MachineConfig:
         "",
         Setting("append", syntax.text, "TEXT", "kernel command line; console=hvc0 is nemu's console"),
     )
-    memory: int = setting(  # bytes, a multiple of 1 MiB
-        512 * MIB,
+    memory: Memory = setting(
+        Memory(),
         Setting(
             "memory",
-            _memory,
-            "SIZE",
+            MemoryReader(),
+            "SIZE[,max=SIZE,slots=N]",
             "RAM such as 512M, 1.5G or 1T, a plain number is MiB; host memory is taken only as the guest "
-            "touches it (default: 512M)",
+            "touches it; with max and slots more can be plugged in (default: 512M)",
         ),
     )
-    cpus: int = setting(
-        1, Setting("cpus", syntax.integer(1, MAX_CPUS), "N", f"number of CPUs, 1 to {MAX_CPUS} (default: 1)")
+    cpus: Cpus = setting(
+        Cpus(),
+        Setting(
+            "cpus",
+            CpusReader(),
+            "N[,max=N]",
+            f"number of CPUs, 1 to {MAX_CPUS}; up to max of them with those plugged in later (default: 1)",
+        ),
+    )
+    hotplug: tuple[str, ...] = setting(
+        ("auto",),
+        Setting(
+            "hotplug",
+            HotplugReader(),
+            "auto|none|KIND[,KIND]",
+            "what can be plugged in while the guest runs, of cpu, memory and pci; auto is what --cpus and "
+            "--memory leave room for (default: auto)",
+        ),
     )
     irqchip: str = setting(
         "split",
@@ -89,7 +92,8 @@ class MachineConfig:
             "disk",
             Kind("disk", "DiskConfig"),
             "PATH[,readonly=on|off][,serial=TEXT][,queues=N][,format=raw|qcow2][,iops=N][,bps=SIZE]"
-            "[,bus=virtio|scsi[,scsi-id=N][,lun=N]]|vhost-user=SOCKET[,queues=N]",
+            "[,cache=writeback|writethrough][,bus=virtio|scsi[,scsi-id=N][,lun=N]]"
+            "|vhost-user=SOCKET[,queues=N]",
             "virtio disk on a raw or qcow2 image, on a block device, or by vhost-user on the back end at "
             "SOCKET; with bus=scsi a disk of the one virtio SCSI controller; repeat for more; a comma in "
             "PATH is written twice",
@@ -170,10 +174,10 @@ class MachineConfig:
         "off",
         Setting(
             "watchdog",
-            syntax.choice("off", "reset", "poweroff", "panic", "none"),
-            "off|reset|poweroff|panic|none",
+            syntax.choice("off", "reset", "poweroff", "panic", "pause", "none"),
+            "off|reset|poweroff|panic|pause|none",
             "a watchdog, and what happens when the guest does not feed it; panic ends nemu with status 3, "
-            "none is only a line (default: off)",
+            "pause waits for a QMP client (cont), none is only a line (default: off)",
         ),
     )
     cloud_init: str = setting(
@@ -275,6 +279,13 @@ class MachineConfig:
         ),
     )
 
+    def can_plug(self, kind: str) -> bool:
+        """Whether things of ``kind`` ("cpu", "memory", "pci") come and go in this machine."""
+        if self.hotplug != ("auto",):
+            return kind in self.hotplug
+        room = {"cpu": self.cpus.maximum > self.cpus.present, "memory": self.memory.slots > 0}
+        return room.get(kind, False)
+
     def to_json(self) -> str:
         """The machine as JSON text that ``from_json`` reads back to an equal one."""
         import json
@@ -297,96 +308,6 @@ class MachineConfig:
             return cls(**values)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise ValueError(f"not a machine that nemu wrote ({error})") from None
-
-
-@dataclass(frozen=True, slots=True)
-class RunOptions:
-    """How ``nemu run`` runs a machine."""
-
-    timeout: float = setting(  # seconds; 0: none
-        0.0,
-        Setting("timeout", syntax.seconds, "SECONDS", "stop the guest after that time with exit status 4"),
-    )
-    report: str = setting(
-        "",
-        Setting("report", syntax.path, "FILE", "write times, exits, memory and devices as JSON", paths=True),
-    )
-    name: str = setting(
-        "",
-        Setting(
-            "name",
-            syntax.machine_name,
-            "NAME",
-            "how nemu ps, nemu stop and the others call it (default: vm-PID)",
-        ),
-    )
-    start: str = setting(
-        "running",
-        Setting(
-            "start",
-            syntax.choice("running", "paused"),
-            "running|paused",
-            "paused holds the CPUs before the first instruction, until nemu resume (default: running)",
-        ),
-    )
-    qmp: tuple[QmpConfig, ...] = setting(
-        (),
-        Setting(
-            "qmp",
-            Kind("qmp", "QmpConfig"),
-            "PATH|fd=N|tcp=127.0.0.1:PORT|off",
-            "serve QMP clients on a Unix socket, an inherited socket or a port of the loopback interface; "
-            "repeat for more; off leaves out nemu's own socket, by which nemu ps finds it",
-            many=True,
-            paths=True,
-        ),
-    )
-    host: str = setting(
-        "auto",
-        Setting(
-            "host",
-            syntax.choice("auto", "native", "emulated"),
-            "auto|native|emulated",
-            "auto takes KVM where it is there and fast, else an emulated host (default: auto)",
-        ),
-    )
-
-
-def settings() -> Iterator[Setting]:
-    """Every setting, in the order in which help lists them."""
-    for cls in (MachineConfig, RunOptions):
-        for item in fields(cls):
-            yield item.metadata["setting"]
-
-
-def assemble(given: Mapping[str, Given]) -> tuple[MachineConfig, RunOptions]:
-    """The machine and the options out of values by option name (a list of values where ``many``).
-
-    Raises ConfigError for the first value that cannot be read.
-    """
-    return MachineConfig(**_read(MachineConfig, given)), RunOptions(**_read(RunOptions, given))
-
-
-def _read(cls: type[MachineConfig] | type[RunOptions], given: Mapping[str, Given]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for item in fields(cls):
-        how: Setting = item.metadata["setting"]
-        if how.option not in given:
-            continue
-        label, value = given[how.option]
-        if how.many:
-            values[item.name] = tuple(_read_one(how, label, one) for one in value)
-        else:
-            values[item.name] = _read_one(how, label, value)
-    return values
-
-
-def _read_one(how: Setting, label: str, value: object) -> Any:
-    try:
-        return how.read(value)
-    except ValueError as error:
-        shown = str(value) if len(str(value)) <= 80 else f"{str(value)[:77]}..."
-        raise ConfigError(label, shown or "''", str(error)) from None
 
 
 def _plain(value: Any) -> Any:

@@ -62,7 +62,7 @@ class Sticky:
 
 
 class Watchdog:
-    """A BusHandler.  ``expired`` is called when the guest did not feed it; then it is stopped.
+    """A BusHandler and a Clock.  ``expired`` is called when the guest did not feed it; then it is stopped.
 
     All calls are made with the machine lock held.
     """
@@ -74,6 +74,7 @@ class Watchdog:
         self._countdown = DEFAULT_COUNTDOWN
         self._timer: Timer | None = None
         self._deadline = 0.0
+        self._held: float | None = None  # seconds that are left of a countdown while the guest stands still
         self.register_name = REGISTERS.name
 
     def read(self, offset: int, width: int) -> int:
@@ -81,6 +82,18 @@ class Watchdog:
 
     def write(self, offset: int, width: int, value: int) -> None:
         REGISTERS.write(offset, width, value, self._store, self._load)
+
+    def stop(self) -> None:
+        """A guest that stands still cannot feed it."""
+        if self._timer:
+            self._held = max(0.0, self._deadline - time.monotonic())
+            self._stop()
+
+    def start(self) -> None:
+        """Count on from where it was."""
+        if self._held is not None:
+            self._count(self._held)
+            self._held = None
 
     def close(self) -> None:
         """The machine ends."""
@@ -112,8 +125,11 @@ class Watchdog:
 
     def _start(self) -> None:
         self._stop()
-        self._deadline = time.monotonic() + self._countdown * PERIOD
-        self._timer = self._loop.call_later(self._countdown * PERIOD, self._expire)
+        self._count(self._countdown * PERIOD)
+
+    def _count(self, seconds: float) -> None:
+        self._deadline = time.monotonic() + seconds
+        self._timer = self._loop.call_later(seconds, self._expire)
 
     def _stop(self) -> None:
         if self._timer:

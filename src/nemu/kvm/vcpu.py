@@ -62,29 +62,31 @@ class VcpuThread(threading.Thread):
         self._may_run = threading.Event()
         self._may_run.set()
         self._inside = False  # in KVM_RUN, or just before or behind it
-        self._left = threading.Event()  # it came out of KVM_RUN while it may not run
+        self._left = threading.Event()  # it came out of KVM_RUN and is not to go back
         # A thread that has ended must not be signalled: its handle may be another's by then.
         self._kick_lock = threading.Lock()
         self._kickable = False
         self.exits: Counter[str] = Counter()
         self.first_run = 0.0
+        self.ended: Callable[[], None] = lambda: None  # called last of all, in this thread
 
     def stop(self) -> None:
         """Ask the thread to end; it does so after the exit at hand.  From any thread."""
         with self._kick_lock:
             self._stopping = True
             self._kick()
-        self._may_run.set()
+            self._may_run.set()
 
     def pause(self) -> None:
         """Call it out of the guest until ``resume``.  With the machine lock held."""
         with self._kick_lock:
-            self._may_run.clear()
-            self._left.clear()
-            self._kick()
+            if not self._stopping:
+                self._may_run.clear()
+                self._left.clear()
+                self._kick()
 
     def wait_paused(self) -> None:
-        """Return when it is outside the guest, after ``pause``."""
+        """Return when it is outside the guest, after ``pause`` or ``stop``."""
         if self._inside:
             self._left.wait()
 
@@ -93,7 +95,7 @@ class VcpuThread(threading.Thread):
         with self._kick_lock:
             if not self._stopping:
                 self._vcpu.run.immediate_exit = 0
-        self._may_run.set()
+                self._may_run.set()
 
     def _kick(self) -> None:
         # Before the signal: if that comes just before KVM_RUN is entered, this flag still ends it.
@@ -114,6 +116,7 @@ class VcpuThread(threading.Thread):
         finally:
             with self._kick_lock:
                 self._kickable = False
+            self.ended()
 
     def _enter(self) -> bool:
         """Run the guest until the next exit; False where there is none to handle."""
@@ -123,7 +126,7 @@ class VcpuThread(threading.Thread):
             return self._vcpu.enter()
         finally:
             self._inside = False
-            if not self._may_run.is_set():
+            if self._stopping or not self._may_run.is_set():
                 self._left.set()
 
     def _access(self, make: Callable[[], None]) -> None:

@@ -48,11 +48,13 @@ def _sticky() -> Sticky:
 class Peripherals:
     """Everything open; raises ConfigError and HostError, with nothing left open.
 
-    ``leave`` is called when the user leaves by the console's keyboard.  ``watchdog`` survives a reset.
+    ``leave`` and ``emit`` are those of Run.  ``watchdog`` survives a reset.
     """
 
-    def __init__(self, config: MachineConfig, loop: Loop, leave: Callable[[], None]) -> None:
-        run = Run(config, loop, leave)
+    def __init__(
+        self, config: MachineConfig, loop: Loop, leave: Callable[[], None], emit: Callable[..., None]
+    ) -> None:
+        run = Run(config, loop, leave, emit)
         self._open: list[Peripheral] = []
         try:
             # What may fail for a wrong setting comes first, the user's terminal last.

@@ -19,8 +19,16 @@ class BalloonDevice(Peripheral):
 
     def _open(self, run: Run) -> None:
         assert run.config.balloon
-        memory = run.config.memory
+        memory = run.config.memory.size
         self._balloon = Balloon(memory, memory - run.config.balloon.size)
+        self._told = memory
+        self._emit = run.emit
+        self._balloon.watch(self._tell)
+
+    def _tell(self) -> None:
+        if self._balloon.actual != self._told:
+            self._told = self._balloon.actual
+            self._emit("BALLOON_CHANGE", actual=self._told)
 
     def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
         config = self._config.balloon

@@ -22,11 +22,16 @@ B = TypeVar("B", bound=Closeable)
 
 
 class Run(NamedTuple):
-    """What lasts for a run.  ``leave`` is called when the user leaves by the console's keyboard."""
+    """What lasts for a run.
+
+    ``leave`` is called when the user leaves by the console's keyboard; ``emit(event, **data)`` tells
+    management clients of a QMP event.
+    """
 
     config: MachineConfig
     loop: Loop
     leave: Callable[[], None]
+    emit: Callable[..., None]
 
 
 class Peripheral:

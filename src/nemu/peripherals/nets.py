@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
-from nemu.errors import HostError
+from nemu.errors import ConfigError, HostError
 from nemu.peripherals.kind import Peripheral, Run, warn
 from nemu.virtio.net import VirtioNet, stable_mac
 
@@ -46,7 +46,10 @@ class Nets(Peripheral):
         from nemu.backends.tap import inherited_tap, open_tap
 
         if net.backend == "fd":
-            return [self._keep(inherited_tap(fd)) for fd in net.fds]
+            taps = [self._keep(inherited_tap(fd)) for fd in net.fds]
+            if len({tap.name for tap in taps}) > 1:
+                raise ConfigError("--net", str(net), "must be queues of one tap")
+            return taps
         return [self._keep(open_tap(net.tap, queues=net.queues)) for _ in range(net.queues)]
 
     def _open_planes(self, net: NetConfig, taps: list[Tap]) -> list[NetPlane]:

@@ -33,6 +33,15 @@ class PanicAction(Enum):
     RUN = "run"
 
 
+class WatchdogAction(Enum):
+    """What follows when the guest did not feed its watchdog (WatchdogAction)."""
+
+    RESET = "reset"
+    POWEROFF = "poweroff"
+    PAUSE = "pause"
+    NONE = "none"
+
+
 class EndData(NamedTuple):
     """Of SHUTDOWN and RESET."""
 
@@ -42,6 +51,10 @@ class EndData(NamedTuple):
 
 class PanicData(NamedTuple):
     action: Annotated[PanicAction, "what nemu does then"]
+
+
+class WatchdogData(NamedTuple):
+    action: Annotated[WatchdogAction, "what nemu does then"]
 
 
 class BalloonData(NamedTuple):
@@ -65,6 +78,7 @@ EVENTS = {
     "RESUME": Event(Nothing, "Its CPUs run."),
     "GUEST_PANICKED": Event(PanicData, "The guest's kernel is dead."),
     "GUEST_CRASHLOADED": Event(PanicData, "The guest's kernel panicked and starts its crash kernel."),
+    "WATCHDOG": Event(WatchdogData, "The guest did not feed its watchdog.", seconds=1.0),
     "BALLOON_CHANGE": Event(BalloonData, "The guest gave memory back, or took it.", seconds=1.0),
 }
 

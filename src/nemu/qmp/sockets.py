@@ -81,6 +81,9 @@ def open_in_run_directory(options: RunOptions) -> Endpoint | None:
 
 def _inherited(fd: int) -> socket.socket:
     opened = socket.socket(fileno=fd)
+    if opened.type != socket.SOCK_STREAM:
+        opened.detach()
+        raise ConfigError(OPTION, f"fd={fd}", "is not a stream socket")
     opened.setblocking(False)
     opened.set_inheritable(False)
     return opened

@@ -75,7 +75,7 @@ def _check_boot(config: MachineConfig) -> None:
         paths.readable("--initrd", config.initrd)
     from nemu.boot import loader
 
-    loader.check(config.kernel, config.initrd, config.append, config.memory)
+    loader.check(config.kernel, config.initrd, config.append, config.memory.size)
 
 
 def _check_count(config: MachineConfig) -> None:
@@ -113,8 +113,8 @@ def _place(chardev: ChardevConfig) -> str:
 
 
 def _check_balloon(config: MachineConfig) -> None:
-    if config.balloon and config.balloon.size >= config.memory:
-        problem = f"must be less than the {syntax.show_size(config.memory)} of --memory"
+    if config.balloon and config.balloon.size >= config.memory.size:
+        problem = f"must be less than the {syntax.show_size(config.memory.size)} of --memory"
         raise ConfigError("--balloon", syntax.show_size(config.balloon.size), problem)
 
 

@@ -85,7 +85,7 @@ def image(option: str, path: str, readonly: bool) -> os.stat_result:
     """Raise ConfigError unless ``path`` is a file or a block device that can be used so."""
     found = readable(option, path)
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISBLK(found.st_mode)):
-        raise ConfigError(option, path, "must be a raw image or a block device")
+        raise ConfigError(option, path, "must be an image or a block device")
     if not readonly and not os.access(path, os.W_OK):
         raise ConfigError(option, path, "cannot be written; add ,readonly=on")
     return found

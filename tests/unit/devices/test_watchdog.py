@@ -84,6 +84,26 @@ def test_it_can_be_stopped(bench: Bench) -> None:
     assert (bench.barks, bench.read(CONTROL)) == (0, 0)
 
 
+def test_the_time_of_a_paused_machine_does_not_count(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    bench.write(CONTROL, 1)
+    now += 10
+    bench.device.stop()
+    bench.timer.expire()  # an hour later
+    now += 3600
+    bench.device.start()
+    assert bench.barks == 0
+    assert round(bench.timer.seconds) == 20
+    assert bench.read(REMAINING) == 200
+    bench.timer.expire()
+    assert bench.barks == 1
+    timers = len(bench.loop.timers)
+    for call in (bench.device.stop, bench.device.start, bench.device.start):  # of one that is stopped
+        call()
+    assert (len(bench.loop.timers), bench.read(CONTROL)) == (timers, 0)
+
+
 def test_a_machine_that_ends_leaves_no_timer(bench: Bench) -> None:
     bench.write(CONTROL, 1)
     bench.device.close()
@@ -185,3 +205,22 @@ def test_iasl_reads_the_table_and_makes_the_same_again(tmp_path: Path) -> None:
     iasl("wdat.dsl", cwd=tmp_path)
     again = (tmp_path / "wdat.aml").read_bytes()
     assert (again[:9], again[36:]) == (made[:9], made[36:])
+
+
+def test_it_counts_nothing_while_the_guest_stands_still(bench: Bench) -> None:
+    bench.device.stop()
+    bench.device.start()
+    assert bench.loop.timers == [], "it was not running"
+    bench.write(COUNTDOWN, 50)
+    bench.write(CONTROL, 1)
+    first = bench.timer
+    bench.device.stop()
+    first.expire()
+    assert bench.barks == 0
+    bench.device.start()
+    assert 4 < bench.timer.seconds <= 5
+    assert bench.read(CONTROL) == 1
+    bench.timer.expire()
+    assert bench.barks == 1
+    bench.device.start()
+    assert len(bench.loop.timers) == 2

@@ -310,3 +310,19 @@ def test_many_pauses_in_a_row_neither_hang_nor_lose_an_access() -> None:
     assert pauses > 10
     assert len(wired.memory.calls) == accesses
     assert wired.errors == []
+
+
+def test_a_pause_and_a_stop_at_once_end_the_thread_and_hold_nobody_up() -> None:
+    for _ in range(50):
+        wired = Wired()
+        wired.thread.start()
+        stopper = threading.Thread(target=wired.thread.stop)
+        with wired.lock:
+            stopper.start()
+            wired.thread.pause()
+            wired.thread.wait_paused()
+        stopper.join()
+        wired.thread.pause()
+        wired.thread.wait_paused()
+        wired.thread.join(10)
+        assert not wired.thread.is_alive()

@@ -150,7 +150,7 @@ def test_without_a_client_nothing_is_kept_for_one(session: FakeSession) -> None:
 def test_an_event_that_a_guest_can_cause_is_limited_and_its_last_state_arrives(session: FakeSession) -> None:
     client = session.connect()
     limited = [name for name, event in EVENTS.items() if event.seconds]
-    assert limited == ["BALLOON_CHANGE"]
+    assert limited == ["WATCHDOG", "BALLOON_CHANGE"]
     for actual in range(100):
         session.server.emit("BALLOON_CHANGE", {"actual": actual})
     assert client.receive()["data"] == {"actual": 0}

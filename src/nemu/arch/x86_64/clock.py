@@ -24,7 +24,7 @@ _MSR_TSC = 0x10
 
 
 class GuestClock:
-    """What tells the time to the guest of ``vm``.  While no vCPU is in the guest."""
+    """What tells the time to the guest of ``vm`` (interfaces.Clock)."""
 
     def __init__(self, vm: Vm, vcpus: Sequence[Vcpu]) -> None:
         self._vm = vm

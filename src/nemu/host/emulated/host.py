@@ -212,6 +212,15 @@ class Host:
         device: str = self.client.operate("attach", lun=lun)
         return device
 
+    def forward(self, protocol: str, address: str, port: int, inside: int) -> None:
+        """Let ``port`` of this host (at the IPv4 ``address``, "" for all) lead to port ``inside``.
+
+        ``protocol`` is tcp or udp.  Raises HostError when it cannot listen there.
+        """
+        rule = f"{protocol}:{address}:{port}-:{inside}"
+        if self._qemu.execute("human-monitor-command", **{"command-line": f"hostfwd_add net {rule}"}):
+            raise HostError(f"cannot listen at {protocol} port {address or '*'}:{port}")
+
     def _start(self, request: dict[str, Any], stdin: bytes) -> Job:
         sinks = {stream: wire.Sink() for stream in (1, 2, 3)}
         return self.client.start(request, {0: wire.Source(data=stdin)}, sinks)

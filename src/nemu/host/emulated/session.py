@@ -10,10 +10,11 @@ import os
 import signal
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from nemu.config.port import PortConfig
-from nemu.errors import ConfigError
+from nemu.errors import ConfigError, HostError
 from nemu.host.emulated import wire
 from nemu.host.emulated.client import Job, JobError
 from nemu.host.emulated.host import PATH, Host, shared_path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from nemu.config import MachineConfig, RunOptions
     from nemu.config.chardev import ChardevConfig
+    from nemu.config.disk import DiskConfig
+    from nemu.config.net import NetConfig
     from nemu.config.vsock import VsockConfig
 
 MIB = 1 << 20
@@ -34,6 +37,7 @@ SMALLEST = 1024  # MiB
 MAX_FILES = 3  # streams of a job that are left for them
 CLIENTS = 64  # of one socket at once, for each takes two descriptors; the others wait in the backlog
 _PATIENCE = 3  # signals after which nobody is asked any more
+FIRST_PORT = 20000  # inside, for the first forward
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -48,8 +52,8 @@ def run(config: MachineConfig, options: RunOptions) -> int:
         files = {f"{INSIDE}/{name}": path for name in ("kernel", "initrd") if (path := getattr(config, name))}
         shared = [(fs.dir, fs.readonly) for fs in config.filesystems]
         # What holds a disk to its limits, and what shares directories, runs inside.
-        limited = any(disk.iops or disk.bps for disk in config.disks)
-        packages = ("qemu-system-common",) if limited or shared else ()
+        daemon = any(not disk._replace(format="raw").in_process for disk in config.disks)
+        packages = ("qemu-system-common",) if daemon or shared else ()
         host = stack.enter_context(
             Host(files=files, packages=packages, memory=_memory(config), shared=shared)
         )
@@ -59,6 +63,10 @@ def run(config: MachineConfig, options: RunOptions) -> int:
 
 def _refuse_taps(config: MachineConfig) -> None:
     for net in config.nets:
+        for forward in net.forward:
+            if ":" in forward.address:
+                problem = "the emulated host forwards IPv4 addresses only"
+                raise ConfigError("--net", f"{net},forward={forward}", problem)
         if net.backend != "user":
             raise ConfigError(
                 "--net", str(net), "the emulated host cannot reach it; use --net user, or a host with KVM"
@@ -107,12 +115,21 @@ def _seed(config: MachineConfig, stack: ExitStack) -> MachineConfig:
     return replace(config, cloud_init="", disks=disks)
 
 
+def _attach(host: Host, disk: DiskConfig) -> DiskConfig:
+    """``disk`` as it is inside: what a qcow2 image holds is a raw one there."""
+    try:
+        path = host.attach(disk.path, disk.readonly, disk.format or "raw")
+    except HostError as error:
+        raise ConfigError("--disk", disk.path, str(error)) from error
+    return disk._replace(path=path, format="raw")
+
+
 def _memory(config: MachineConfig) -> int:
     """MiB for the emulated host: enough for the guest in a few round sizes, but not more than is here.
 
     Beyond that the guest's RAM is still as large as asked for; it is taken as the guest touches it.
     """
-    needed = config.memory // MIB + OVERHEAD
+    needed = config.memory.maximum // MIB + OVERHEAD
     step = SMALLEST if needed <= 4 * SMALLEST else 4 * SMALLEST
     here = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MIB
     return max(SMALLEST, min(-(-needed // step) * step, here // SMALLEST * SMALLEST))
@@ -131,11 +148,7 @@ class _Session:
         kinds = (config.console.kind, config.serial.kind, *(port.kind for port in config.ports))
         self._terminal = "stdio" in kinds  # a terminal here is one inside, in raw mode
         self._input = self._terminal or bool(config.command)
-        # What a qcow2 image holds is a raw disk inside.
-        disks = tuple(
-            disk._replace(path=host.attach(disk.path, disk.readonly, disk.format or "raw"), format="raw")
-            for disk in config.disks
-        )
+        disks = tuple(_attach(host, disk) for disk in config.disks)
         pmems = tuple(pmem._replace(path=host.attach(pmem.path, pmem.readonly)) for pmem in config.pmems)
         self._config = replace(
             config,
@@ -144,6 +157,7 @@ class _Session:
             disks=disks,
             pmems=pmems,
             vsock=self._vsock(config),
+            nets=self._forward(config.nets),
             filesystems=tuple(
                 fs._replace(dir=shared_path(number)) for number, fs in enumerate(config.filesystems)
             ),
@@ -223,6 +237,19 @@ class _Session:
             self._stack.callback(signal.signal, number, old)
         self._stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(wake, warn_on_full_buffer=False))
         self._host.client.pump.watched[received] = forward
+
+    def _forward(self, nets: tuple[NetConfig, ...]) -> tuple[NetConfig, ...]:
+        """``nets`` with forwards from ports of the emulated host, to which the user's ports lead."""
+        numbers = count(FIRST_PORT)
+        result = []
+        for net in nets:
+            inside = []
+            for forward in net.forward:
+                port = next(numbers)
+                self._host.forward(forward.protocol, forward.address, forward.port, port)
+                inside.append(forward._replace(address="", port=port))
+            result.append(net._replace(forward=tuple(inside)))
+        return tuple(result)
 
     def _chardev(self, option: str, chardev: ChardevConfig, name: str) -> ChardevConfig:
         """The same back end inside; its bytes come out to the user's file or socket."""

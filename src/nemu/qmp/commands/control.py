@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from functools import cache
 from typing import Annotated, Any, NamedTuple
 
 from nemu.qmp import registry
@@ -82,6 +83,7 @@ def query_qmp_schema(call: Call) -> list[SchemaInfo]:
     return introspect()  # type: ignore[return-value]  # such objects, in JSON already
 
 
+@cache
 def introspect() -> list[dict[str, Any]]:
     """The entities of query-qmp-schema."""
     schema = Introspection()

@@ -16,7 +16,17 @@ if TYPE_CHECKING:
 _MACHINE_TYPE = f"{machines.MACHINE}-machine"
 _BUS_PATH = "/machine/pcie.0"
 _VIRTIO_BASE = 0x1040  # PCI device id of a virtio device, less its type (virtio 1.2, 4.1.2.1)
-DRIVERS = {1: "virtio-net-pci", 2: "virtio-blk-pci", 3: "virtio-serial-pci", 4: "virtio-rng-pci"}
+DRIVERS = {
+    1: "virtio-net-pci",
+    2: "virtio-blk-pci",
+    3: "virtio-serial-pci",
+    4: "virtio-rng-pci",
+    5: "virtio-balloon-pci",
+    8: "virtio-scsi-pci",
+    19: "vhost-vsock-pci",
+    27: "virtio-pmem-pci",
+}
+OTHER_DRIVER = "vhost-user-device-pci"  # whatever else a vhost-user back end is
 
 
 class Type(NamedTuple):
@@ -40,7 +50,7 @@ TYPES = {
     machines.CPU_TYPE: Type("x86_64-cpu"),
     "pci-device": Type("device", True, {"addr": "int32", "parent_bus": "link<bus>"}),
     "virtio-pci": Type("pci-device", True),
-    **{driver: Type("virtio-pci") for driver in DRIVERS.values()},
+    **{driver: Type("virtio-pci") for driver in (*DRIVERS.values(), OTHER_DRIVER)},
 }
 
 
@@ -94,7 +104,7 @@ def _cpu(index: int) -> Node:
 
 
 def _device(function: PciFunctionInfo) -> Node:
-    kind = DRIVERS.get(function.device - _VIRTIO_BASE, "virtio-pci")
+    kind = DRIVERS.get(function.device - _VIRTIO_BASE, OTHER_DRIVER)
     return Node(kind, {**_COLD, "addr": function.slot << 3, "parent_bus": _BUS_PATH}, {})
 
 
