@@ -388,3 +388,30 @@ def test_what_the_emulated_host_cannot_forward_is_refused() -> None:
     assert done.returncode == 2
     problem = "the emulated host forwards IPv4 addresses only"
     assert done.stderr.decode() == f"nemu: --net user,forward=tcp:[::1]:18099:80: {problem}\n"
+
+
+def run_command(place: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [*COMMAND, *words],
+        input=b"typed\0\xff",
+        env=ENVIRONMENT,
+        cwd=place,
+        capture_output=True,
+        timeout=2 * SHORT,
+        check=False,
+    )
+
+
+def test_a_command_sees_this_machines_files_and_leaves_them_as_they_are(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 100
+    (tmp_path / "in").write_bytes(data)
+    done = run_command(tmp_path, "--", "sh", "-c", "cat in; cat >new; echo gone >in; pwd >&2; exit 9")
+    assert (done.returncode, done.stdout) == (9, data), done.stderr
+    assert done.stderr.decode() == f"{tmp_path}\n"
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"in": data}
+
+
+def test_a_command_that_may_write_does(tmp_path: Path) -> None:
+    done = run_command(tmp_path, "--rw", "--", "sh", "-c", "cat >new && ln -s new link")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "link").read_bytes() == b"typed\0\xff"

@@ -310,3 +310,22 @@ def test_a_balloon_leaves_something_to_the_guest() -> None:
 @pytest.mark.usefixtures("folder")
 def test_a_seed_needs_its_files() -> None:
     assert "has no file user-data" in refusal(cloud_init=".")
+
+
+@pytest.mark.usefixtures("folder")
+def test_settings_of_a_command_need_one() -> None:
+    assert refusal(root="/srv") == "--root /srv: needs a command after --"
+    assert refusal(rw=True) == "--rw: needs a command after --"
+    assert refusal(directory="/srv") == "--cwd /srv: needs a command after --"
+    assert refusal(env=("A=1",)) == "--env A=1: needs a command after --"
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_command_has_a_root_and_standard_streams_of_its_own() -> None:
+    null = ChardevConfig("null")
+    validate(MachineConfig(kernel="kernel", command=("true",), root=".", console=null), RunOptions())
+    assert "--root none" in refusal(command=("true",), root="none", console=null)
+    refused = refusal(command=("true",), root=".", console=null, serial=ChardevConfig("stdio"))
+    assert refused == "--serial stdio: standard input and output are the command's"
+    refused = refusal(command=("true",), root=".", console=null, ports=(PortConfig("a", "stdio"),))
+    assert refused == "--port stdio: standard input and output are the command's"

@@ -4,7 +4,9 @@
 its own, which is imported only when a machine has one.
 """
 
-from nemu.config.machine import MIB, MachineConfig, RunOptions, assemble, settings
+from nemu.config.assemble import assemble, settings
+from nemu.config.machine import MIB, MachineConfig
+from nemu.config.run import RunOptions
 from nemu.config.setting import Given, Setting
 
 __all__ = ["MIB", "Given", "MachineConfig", "RunOptions", "Setting", "assemble", "settings"]

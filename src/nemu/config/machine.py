@@ -1,11 +1,10 @@
-"""What a machine is (MachineConfig) and how this run goes (RunOptions).
+"""What a machine is.
 
 The metadata of each field is a Setting, which says how the setting is called, read and explained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,7 @@ from nemu import syntax
 from nemu.config.chardev import CONSOLE, SERIAL, ChardevConfig, ChardevReader
 from nemu.config.command import CommandReader, variable
 from nemu.config.cpus import MAX_CPUS, Cpus, CpusReader, HotplugReader, Memory, MemoryReader
-from nemu.config.setting import Given, Kind, Setting, setting
-from nemu.errors import ConfigError
+from nemu.config.setting import Kind, Setting, setting
 
 if TYPE_CHECKING:
     from nemu.config.balloon import BalloonConfig
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
     from nemu.config.net import NetConfig
     from nemu.config.pmem import PmemConfig
     from nemu.config.port import PortConfig
-    from nemu.config.qmp import QmpConfig
     from nemu.config.vhost_user import VhostUserConfig
     from nemu.config.vsock import VsockConfig
 
@@ -311,96 +308,6 @@ class MachineConfig:
             return cls(**values)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise ValueError(f"not a machine that nemu wrote ({error})") from None
-
-
-@dataclass(frozen=True, slots=True)
-class RunOptions:
-    """How ``nemu run`` runs a machine."""
-
-    timeout: float = setting(  # seconds; 0: none
-        0.0,
-        Setting("timeout", syntax.seconds, "SECONDS", "stop the guest after that time with exit status 4"),
-    )
-    report: str = setting(
-        "",
-        Setting("report", syntax.path, "FILE", "write times, exits, memory and devices as JSON", paths=True),
-    )
-    name: str = setting(
-        "",
-        Setting(
-            "name",
-            syntax.machine_name,
-            "NAME",
-            "how nemu ps, nemu stop and the others call it (default: vm-PID)",
-        ),
-    )
-    start: str = setting(
-        "running",
-        Setting(
-            "start",
-            syntax.choice("running", "paused"),
-            "running|paused",
-            "paused holds the CPUs before the first instruction, until nemu resume (default: running)",
-        ),
-    )
-    qmp: tuple[QmpConfig, ...] = setting(
-        (),
-        Setting(
-            "qmp",
-            Kind("qmp", "QmpConfig"),
-            "PATH|fd=N|tcp=127.0.0.1:PORT|off",
-            "serve QMP clients on a Unix socket, an inherited socket or a port of the loopback interface; "
-            "repeat for more; off leaves out nemu's own socket, by which nemu ps finds it",
-            many=True,
-            paths=True,
-        ),
-    )
-    host: str = setting(
-        "auto",
-        Setting(
-            "host",
-            syntax.choice("auto", "native", "emulated"),
-            "auto|native|emulated",
-            "auto takes KVM where it is there and fast, else an emulated host (default: auto)",
-        ),
-    )
-
-
-def settings() -> Iterator[Setting]:
-    """Every setting, in the order in which help lists them."""
-    for cls in (MachineConfig, RunOptions):
-        for item in fields(cls):
-            yield item.metadata["setting"]
-
-
-def assemble(given: Mapping[str, Given]) -> tuple[MachineConfig, RunOptions]:
-    """The machine and the options out of values by option name (a list of values where ``many``).
-
-    Raises ConfigError for the first value that cannot be read.
-    """
-    return MachineConfig(**_read(MachineConfig, given)), RunOptions(**_read(RunOptions, given))
-
-
-def _read(cls: type[MachineConfig] | type[RunOptions], given: Mapping[str, Given]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for item in fields(cls):
-        how: Setting = item.metadata["setting"]
-        if how.option not in given:
-            continue
-        label, value = given[how.option]
-        if how.many:
-            values[item.name] = tuple(_read_one(how, label, one) for one in value)
-        else:
-            values[item.name] = _read_one(how, label, value)
-    return values
-
-
-def _read_one(how: Setting, label: str, value: object) -> Any:
-    try:
-        return how.read(value)
-    except ValueError as error:
-        shown = str(value) if len(str(value)) <= 80 else f"{str(value)[:77]}..."
-        raise ConfigError(label, shown or "''", str(error)) from None
 
 
 def _plain(value: Any) -> Any:

@@ -155,3 +155,12 @@ def test_load_frees_its_buffers_and_descriptors(ram: GuestRam, image: Image) -> 
 def _private_kib() -> int:
     with open("/proc/self/smaps_rollup") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("Anonymous:"))
+
+
+def test_an_archive_lies_behind_the_initrd_where_the_next_one_may_begin(ram: GuestRam, image: Image) -> None:
+    kernel, initrd = image(Elf().build()), image(b"initrd..odd", "initrd")
+    extra = b"070701 another archive"
+    load(ram, kernel=kernel, initrd=initrd, extra=extra, cmdline="", rsdp=RSDP)
+    module = struct.unpack("<Q", ram.read(layout.PVH_START_INFO + 16, 8))[0]
+    address, size = struct.unpack("<QQ", ram.read(module, 16))
+    assert ram.read(address, size) == b"initrd..odd\0" + extra

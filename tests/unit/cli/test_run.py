@@ -145,3 +145,37 @@ def test_the_small_guest_has_its_own_least_memory(hosts: Hosts, capsys: pytest.C
 def test_every_option_reaches_the_settings(setting: Setting) -> None:
     arguments = parser.build(["run"]).parse_args(["run", f"--{setting.option}", "value"])
     assert hasattr(arguments, setting.option)
+
+
+def test_words_behind_two_dashes_are_a_command() -> None:
+    words = ["sh", "-c", "echo -- $1", "--rw", "--", "x"]
+    config, _ = settings_of("--rw", "--root", "/srv", "--env", "A=1", "--env", "B", "--", *words)
+    assert config.command == tuple(words)
+    assert (config.rw, config.root, config.env) == (True, "/srv", ("A=1", "B"))
+    assert config.memory.size == 1 << 30
+    assert settings_of("--memory", "2G", "--", "true")[0].memory.size == 2 << 30
+    assert not settings_of("--rw=off", "--", "true")[0].rw
+
+
+def test_a_command_boots_the_small_guest_with_a_root(hosts: Hosts) -> None:
+    assert main(["run", "--", "true"]) == 3
+    (_, config, _) = hosts.asked[0]
+    assert (config.kernel, config.initrd) == ("small-kernel", "small-initrd")
+    assert config.filesystems[0].dir == "/"
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["run", "--"], "--: needs a command behind it (nemu run --help)"),
+        (["run", "--", ""], "-- ['']: must begin with the name of a program"),
+        (["run", "--env", "1A=x", "--", "true"], "--env 1A=x: must be NAME or NAME=VALUE"),
+        (["run", "--initrd", "i", "--", "true"], "--initrd i: a command has an initial RAM disk of its own"),
+    ],
+)
+def test_a_wrong_command_is_one_line(
+    hosts: Hosts, capsys: pytest.CaptureFixture[str], argv: list[str], line: str
+) -> None:
+    assert main(argv) == 2
+    assert capsys.readouterr().err.startswith(f"nemu: {line}")
+    assert hosts.asked == []
