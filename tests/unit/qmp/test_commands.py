@@ -67,7 +67,8 @@ def test_what_is_attached(session: FakeSession) -> None:
     client = session.connect()
     (block,) = client.execute("query-block")
     inserted = block["inserted"]
-    assert (inserted["node-name"], inserted["file"], inserted["ro"]) == ("virtio-blk0", "/d.img", False)
+    assert (inserted["node-name"], inserted["file"], inserted["ro"]) == ("disk0", "/d.img", False)
+    assert client.execute("qom-get", path=block["qdev"], property="type") == "virtio-blk-pci"
     assert inserted["image"]["virtual-size"] == 4096
     assert client.execute("query-chardev") == [
         {"label": "console", "filename": "stdio", "frontend-open": True}

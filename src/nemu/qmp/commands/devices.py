@@ -78,14 +78,14 @@ def query_block(call: Call) -> list[Block]:
 def _block(block: BlockInfo) -> Block:
     inserted = Inserted(
         file=block.path,
-        node_name=block.name,
+        node_name=block.node,
         ro=block.readonly,
         drv="raw",
         image=Image(block.path, "raw", block.size),
         cache=Cache(True, False, False),
         detect_zeroes=DetectZeroes.OFF,
     )
-    return Block("", f"/machine/peripheral/{block.name}", "unknown", False, False, inserted)
+    return Block("", f"/machine/peripheral/{block.device}", "unknown", False, False, inserted)
 
 
 # --- consoles ---------------------------------------------------------------------------------

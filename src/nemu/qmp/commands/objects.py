@@ -22,6 +22,7 @@ DRIVERS = {
     3: "virtio-serial-pci",
     4: "virtio-rng-pci",
     5: "virtio-balloon-pci",
+    8: "virtio-scsi-pci",
     19: "vhost-vsock-pci",
     27: "virtio-pmem-pci",
 }
