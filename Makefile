@@ -2,7 +2,7 @@
 # Works on a fresh Debian 12, as root or with sudo; missing packages are installed first.
 
 # Distribution packages; docs/dependencies.md says why each is here.
-RUN_PACKAGES := python3 python3-venv qemu-system-x86 passt
+RUN_PACKAGES := python3 python3-venv qemu-system-x86 qemu-system-common passt
 TEST_PACKAGES := acpica-tools busybox-static gcc iproute2 libc6-dev linux-libc-dev strace
 
 JOBS ?= 2

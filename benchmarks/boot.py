@@ -25,7 +25,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from nemu.errors import ConfigError, HostError, NemuError
+from nemu.errors import HostError, NemuError
 from nemu.host import guest
 from nemu.host.emulated import CallError, Host
 from peers import boots, figures
@@ -165,11 +165,7 @@ def report(run: Run, rounds: int, path: str | None) -> None:
             did_not_come_up=run.failures,
             host={"cpus": os.cpu_count(), "kernel": platform.release()},
         )
-        try:
-            with open(path, "w", encoding="utf-8") as file:
-                file.write(document)
-        except OSError as error:
-            raise ConfigError("--json", path, str(error.strerror)) from error
+        figures.write(path, document)
 
 
 def main(argv: Sequence[str]) -> int:

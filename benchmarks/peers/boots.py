@@ -62,7 +62,7 @@ def boot(name: str, guest: list[str], idle: float) -> dict[str, Any]:
             first = trace.first_run()
             figures["first_kvm_run_s"] = first - start if first else None
             time.sleep(SETTLE)
-            figures["pss_mib"] = _pss_mib(process.pid)
+            figures["pss_mib"] = memory_mib(process.pid)[1]
             if idle:
                 figures["idle_calls"] = _idle_calls(process.pid, idle)
             if name == OURS:
@@ -122,33 +122,43 @@ def output(process: subprocess.Popen[bytes]) -> bytes:
     return process.stdout.read() or b""
 
 
-def _until_init(process: subprocess.Popen[bytes], start: float) -> dict[str, Any]:
+def until(process: subprocess.Popen[bytes], mark: bytes, patience: float = PATIENCE) -> tuple[float, bytes]:
+    """(time.monotonic() when the guest had printed a line with ``mark``, the rest of the line).
+
+    What else it printed until then is lost.  Raises HostError when it does not come.
+    """
     assert process.stdout is not None
+    deadline = time.monotonic() + patience
     printed = b""
     while True:
         select.select([process.stdout], [], [], 1.0)
         now = time.monotonic()
         printed += output(process)
-        line = printed.partition(MARK)[2]
-        if b"\n" in line:
-            return {"init_s": now - start, "uptime_s": float(line.split()[0])}
-        if process.poll() is not None or now - start > PATIENCE:
+        rest, end, _ = printed.partition(mark)[2].partition(b"\n")
+        if end:
+            return now, rest
+        if process.poll() is not None or now > deadline:
             raise HostError(f"{process.args!r}: no guest came up; it printed {printed[-400:]!r}")
 
 
-def _pss_mib(pid: int) -> float:
-    """The process's proportional share of memory, guest RAM (its one mapping of that size) aside."""
-    total = 0
+def _until_init(process: subprocess.Popen[bytes], start: float) -> dict[str, Any]:
+    now, uptime = until(process, MARK)
+    return {"init_s": now - start, "uptime_s": float(uptime)}
+
+
+def memory_mib(pid: int, size: int = MEMORY) -> tuple[float, float]:
+    """(guest RAM, all else): the process's proportional share in MiB.  RAM is its mapping of ``size`` MiB."""
+    shares = [0.0, 0.0]
     is_ram = False
     with open(f"/proc/{pid}/smaps", encoding="ascii", errors="replace") as file:
         for line in file:
             head, _, rest = line.partition(" ")
             if not head.endswith(":"):
                 start, _, end = head.partition("-")
-                is_ram = int(end, 16) - int(start, 16) >= MEMORY << 20
-            elif head == "Pss:" and not is_ram:
-                total += int(rest.split()[0])
-    return total / 1024
+                is_ram = int(end, 16) - int(start, 16) >= size << 20
+            elif head == "Pss:":
+                shares[not is_ram] += int(rest.split()[0]) / 1024
+    return shares[0], shares[1]
 
 
 def _idle_calls(pid: int, seconds: float) -> int:

@@ -1,4 +1,4 @@
-"""The devices that are compared: their options for ours and for QEMU, and what runs on the host beside the VMM.
+"""The devices that are compared: their options for ours and for QEMU, and what runs beside the VMM.
 
 Used in the emulated host.  The images lie on a tmpfs, so that the way to them is measured and not they.
 """
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 from nemu.errors import HostError
@@ -188,6 +188,11 @@ DEVICES = {
             )
         },
         backend=virtiofsd,
+    ),
+    "balloon": Device(
+        ours=("--balloon", "on"),
+        theirs={QEMU: ("-device", f"virtio-balloon-pci,free-page-reporting=on,{MODERN}")},
+        backend=lambda place: nullcontext(),
     ),
     "net": _card(1, "off"),
     "vhost_net": _card(2, "on"),

@@ -3,33 +3,46 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from nemu.errors import ConfigError
 from peers.machines import OURS
 
 Samples = dict[str, dict[str, list[float]]]  # figure -> machine -> one value a round
 
 
-def ratios(samples: Samples) -> dict[str, float]:
-    """Ours / theirs by ``FIGURE_vs_MACHINE``, of the medians; a figure without both sides has none."""
+def ratios(samples: Samples, inverse: Collection[str] = ()) -> dict[str, float]:
+    """Ours / theirs by ``FIGURE_vs_MACHINE``, of the medians; a figure without both sides has none.
+
+    Theirs / ours for the figures in ``inverse``.
+    """
     found = {}
     for figure, sides in samples.items():
-        ours = sides.get(OURS)
-        for name, theirs in sides.items():
-            if name != OURS and ours and theirs and median(theirs):
-                found[f"{figure}_vs_{name}"] = round(median(ours) / median(theirs), 4)
+        for name in sides:
+            above, below = (name, OURS) if figure in inverse else (OURS, name)
+            if name != OURS and sides.get(above) and sides.get(below) and median(sides[below]):
+                found[f"{figure}_vs_{name}"] = round(median(sides[above]) / median(sides[below]), 4)
     return found
 
 
-def to_json(samples: Samples, **more: Any) -> str:
+def write(path: str, document: str) -> None:
+    """Raises ConfigError."""
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(document)
+    except OSError as error:
+        raise ConfigError("--json", path, str(error.strerror)) from error
+
+
+def to_json(samples: Samples, inverse: Collection[str] = (), **more: Any) -> str:
     """Every value, the medians and the ratios."""
     medians = {
         figure: {name: median(values) for name, values in sides.items() if values}
         for figure, sides in samples.items()
     }
-    document = {"ratios": ratios(samples), "medians": medians, "figures": samples, **more}
+    document = {"ratios": ratios(samples, inverse), "medians": medians, "figures": samples, **more}
     return json.dumps(document, indent=2) + "\n"
 
 

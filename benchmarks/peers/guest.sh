@@ -1,10 +1,10 @@
 #!/bin/sh
-# guest.sh SECONDS ROUNDS DEVICE...: measure each device with the tools that are made for it.
-# Before each transfer the host is asked for the turn, so that several guests measure one after the other.
+# guest.sh SECONDS ROUNDS DEVICE: measure the device with the tools that are made for it.
+# The host is asked for a turn at first and before each transfer, so that guests measure one after the other.
 
 seconds=$1
 rounds=$2
-shift 2
+device=$3
 
 turn='echo "#ready" >/dev/hvc0; read -r go </dev/hvc0'
 
@@ -97,12 +97,24 @@ network() { # network KIND
     each_round transfers
 }
 
+# Memory that was used and is free again: the host looks how much of it comes back.
+balloon() { # without turns
+    modprobe virtio_balloon
+    mount -t tmpfs -o size=100% tmpfs /tmp
+    dd if=/dev/zero of=/tmp/file bs=1M count=192 2>/dev/null
+    echo "#filled"
+    sleep 2
+    rm /tmp/file
+    echo 3 >/proc/sys/vm/drop_caches
+    sleep 10 # Linux reports every two seconds
+    echo "#freed"
+}
+
 net() { network 01; }
 vhost_net() { network 02; }
 
 cd /tmp || exit
-for device; do
-    echo "#begin $device"
-    "$device" 2>&1
-    echo "#end $device"
-done
+[ "$device" = balloon ] || sh -c "$turn"
+"$device" 2>&1
+echo "#end"
+sleep 1000

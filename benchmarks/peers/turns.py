@@ -6,14 +6,14 @@ costs its neighbour nothing.
 
 from __future__ import annotations
 
-import re
 import select
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 from nemu.errors import HostError
 from peers import results
@@ -23,100 +23,128 @@ from peers.machines import MODERN, OURS, our_machine, q35_machine
 from peers.trace import Trace
 
 MEMORY = 384  # MiB
-PATIENCE = 240.0  # seconds without a word from the guest
+PATIENCE = 240.0  # seconds for one turn on a busy machine
+BOOT_PATIENCE = 120.0
+QEMU_TRIES = 3  # about one guest of QEMU's in ten does not come up in the emulated host
 IMAGES = "/dev/shm"
-_READY = "#ready\n"
-_DONE = re.compile(r"^#end (\w+)\n", re.MULTILINE)
+_READY, _END = "#ready\n", "#end\n"
+
+
+class Plan(NamedTuple):
+    """What all machines do; ``boot`` is kernel, initrd and command line, by which the guest measures."""
+
+    device: str
+    boot: list[str]
+    tools: str
 
 
 class Turns:
-    """One machine, whose guest waits for its turns."""
+    """One running machine, whose guest waits for its turns; the first one is to set up the device.
 
-    def __init__(
-        self, name: str, argv: list[str], devices: Sequence[str], trace: Trace, stack: ExitStack
-    ) -> None:
+    Entered when the guest asks for it.  ``failed`` counts boots of QEMU's that did not come so far.
+    """
+
+    def __init__(self, name: str, number: int, plan: Plan, trace: Trace) -> None:
         self.name = name
-        self.figures: dict[str, list[float]] = {}
-        self.exits: dict[str, int] = {}  # by device: returns of KVM_RUN in its turns
-        self._missing = list(devices)
+        self.exits = 0  # returns of KVM_RUN while data moved
+        self.failed = 0
+        self._number = number
+        self._plan = plan
         self._trace = trace
-        self._process, _ = stack.enter_context(running(argv, stdin=subprocess.PIPE))
+        self._stack = ExitStack()
+        self._process: subprocess.Popen[bytes]
         self._printed = ""
 
-    def wait(self) -> bool:
-        """Until the guest asks for its next turn; False when it is done with all devices.  Raises HostError."""
-        deadline = time.monotonic() + PATIENCE
-        while self._missing:
-            while done := _DONE.search(self._printed):
-                self._take(done[1], self._printed[: done.start()])
-                self._printed = self._printed[done.end() :]
-            before, ready, after = self._printed.partition(_READY)
-            if ready:
-                self._printed = before + after
-                return True
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                end = f"{self.name} did not measure {self._missing[0]}: {self._printed[-800:]!r}"
-                raise HostError(end)
-            select.select([self._process.stdout], [], [], 1.0)
-            self._printed += output(self._process).decode(errors="replace").replace("\r", "")
-        return False
+    def __enter__(self) -> Self:
+        while True:
+            try:
+                self._start()
+                return self
+            except BaseException as error:
+                self._stack.close()
+                self.failed += 1
+                if not isinstance(error, HostError) or self.name == OURS or self.failed == QEMU_TRIES:
+                    raise
 
-    def turn(self) -> bool:
-        """Let the guest measure once; False when it is done with all devices."""
-        if not self._missing:
-            return False
-        device = self._missing[0]
-        before = self._trace.exits()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def _start(self) -> None:
+        directory = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", dir=IMAGES))
+        place = Place(directory, self._number)
+        device, boot, tools = self._plan
+        self._stack.enter_context(DEVICES[device].backend(place))
+        argv = command(self.name, boot, device, place, tools)
+        self._process, _ = self._stack.enter_context(running(argv, stdin=subprocess.PIPE))
+        self._printed = ""
+        self._wait(BOOT_PATIENCE)
+
+    @property
+    def done(self) -> bool:
+        return self._printed.endswith(_END)
+
+    def turn(self) -> None:
+        """Let the guest go on until it asks for the next turn or is done.  Raises HostError."""
         assert self._process.stdin is not None
         self._process.stdin.write(b"go\n")
         self._process.stdin.flush()
-        more = self.wait()
-        count = sum(self._trace.exits().values()) - sum(before.values())
-        self.exits[device] = self.exits.get(device, 0) + count
-        return more
+        self._wait(PATIENCE)
 
-    def _take(self, device: str, text: str) -> None:
-        self._missing.remove(device)
-        for what, values in results.parse(device, text).items():
-            self.figures[f"{device}_{what}"] = values
+    def measure(self) -> None:
+        """``turn``, and count the exits."""
+        before = sum(self._trace.exits().values())
+        self.turn()
+        self.exits += sum(self._trace.exits().values()) - before
+
+    def figures(self) -> results.Values:
+        return results.parse(self._plan.device, self._printed)
+
+    def _wait(self, patience: float) -> None:
+        """Read what the guest prints until it wants a turn or is done.  Raises HostError."""
+        deadline = time.monotonic() + patience
+        while not self._printed.endswith((_READY, _END)):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                said = self._printed[-800:]
+                raise HostError(f"{self.name} did not measure {self._plan.device}: {said!r}")
+            assert self._process.stdout is not None
+            select.select([self._process.stdout], [], [], 1.0)
+            self._printed += output(self._process).decode(errors="replace").replace("\r", "")
+        self._printed = self._printed.removesuffix(_READY)
 
 
-def measure(
-    machines: Mapping[str, Sequence[str]], boots: Mapping[str, list[str]], tools: str
-) -> dict[str, dict[str, Any]]:
-    """``figures`` and ``exits`` (see Turns) of each machine; ``machines`` are their devices.
-
-    ``boots`` are kernel, initrd and command line, by which the guest measures the devices in this order.
-    """
+def measure(machines: Sequence[str], device: str, boot: list[str], tools: str) -> dict[str, dict[str, Any]]:
+    """``figures``, ``exits`` and ``failed`` of each of the machines (see Turns); for the others see Plan."""
+    plan = Plan(device, boot, tools)
     with ExitStack() as stack:
         trace = stack.enter_context(Trace(exits=True, entries=False))
-        guests: list[Turns] = []
-        for number, (name, devices) in enumerate(machines.items()):
-            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", dir=IMAGES))
-            place = Place(directory, number)
-            for device in devices:
-                stack.enter_context(DEVICES[device].backend(place))
-            argv = command(name, devices, boots[name], tools, place)
-            guests.append(Turns(name, argv, devices, trace, stack))
-            guests[-1].wait()  # before the next one boots
-        while any([guest.turn() for guest in guests]):  # a list: each of them has its turn
-            pass
-        return {guest.name: {"figures": guest.figures, "exits": guest.exits} for guest in guests}
+        guests = [
+            stack.enter_context(Turns(name, number, plan, trace)) for number, name in enumerate(machines)
+        ]
+        for one in guests:
+            one.turn()
+        while not guests[-1].done:
+            for one in guests:
+                one.measure()
+        return {
+            one.name: {"figures": one.figures(), "exits": one.exits, "failed": one.failed} for one in guests
+        }
 
 
-def command(name: str, devices: Sequence[str], boot: list[str], tools: str, place: Place) -> list[str]:
-    """The machine ``name`` with the disk ``tools`` and ``devices``."""
+def command(name: str, boot: list[str], device: str, place: Place, tools: str = "") -> list[str]:
+    """The machine ``name`` with ``device`` and the disk ``tools``."""
     if name == OURS:
-        argv = [*our_machine(boot, MEMORY), "--disk", f"{tools},readonly=on"]
-        options = [word for device in devices for word in DEVICES[device].ours]
+        argv = our_machine(boot, MEMORY)
+        argv += ["--disk", f"{tools},readonly=on"] if tools else []
     else:
         # The settings for memory that is shared, and for a device that brings some.
         argv = [
             *q35_machine(boot, MEMORY, ",memory-backend=ram"),
             *("-m", f"{MEMORY}M,slots=1,maxmem={4 * MEMORY}M"),
             *("-object", f"memory-backend-memfd,id=ram,size={MEMORY}M,share=on"),
-            *("-blockdev", f"driver=raw,node-name=tools,read-only=on,file.driver=file,file.filename={tools}"),
-            *("-device", f"virtio-blk-pci,drive=tools,{MODERN}"),
         ]
-        options = [word for device in devices for word in DEVICES[device].theirs[name]]
-    return argv + [place.fill(word) for word in options]
+        disk = f"driver=raw,node-name=tools,read-only=on,file.driver=file,file.filename={tools}"
+        argv += ["-blockdev", disk, "-device", f"virtio-blk-pci,drive=tools,{MODERN}"] if tools else []
+    options = DEVICES[device].ours if name == OURS else DEVICES[device].theirs[name]
+    return [*argv, *map(place.fill, options)]

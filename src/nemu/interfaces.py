@@ -203,6 +203,18 @@ class ChardevInfo(NamedTuple):
     open: bool  # whether a device is attached
 
 
+class Ost(NamedTuple):
+    """What the guest said of a hot-plug ``slot`` (ACPI 6.5, 6.3.5).
+
+    For ``event`` (1 insertion, 3 ejection request, 0x103 ejection by its own user) ``status`` is 0 for
+    success and 0x80 to 0x85 for the reasons of a failure.
+    """
+
+    slot: int
+    event: int
+    status: int
+
+
 class AmlSource(Protocol):
     """A device that describes itself to ACPI."""
 

@@ -7,6 +7,7 @@ configuration and the same backends, so that nothing of the old one can survive 
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,14 @@ from nemu.errors import HostError
 if TYPE_CHECKING:
     from nemu.balloon import Balloon
     from nemu.bus.address_space import AddressSpace
-    from nemu.interfaces import Clock, PciFunctionInfo
+    from nemu.interfaces import Clock, Ost, PciFunctionInfo
     from nemu.kvm.slots import MemorySlots
     from nemu.kvm.vcpu import VcpuThread
     from nemu.loop import Loop
     from nemu.memory import DeviceMemory, GuestRam
+    from nemu.plug.cpus import CpuSlots
+    from nemu.plug.memory import DimmSlots
+    from nemu.plug.pci import PciSlots
 
 
 class Outcome(Enum):
@@ -58,13 +62,18 @@ class Machine:
 
     ``memory_bus`` and ``port_bus`` count the accesses of the guest.  ``devices`` are (name,
     where it is), for reports; ``last_words`` is the end of the log of a kernel that panicked.
-    ``checks`` raise the HostError that says best why the host has failed.
+    ``checks`` raise the HostError that says best why the host has failed.  ``clocks`` count the guest's
+    time, and stand still with it.
     """
 
     def __init__(self, lock: threading.RLock, loop: Loop) -> None:
         self.lock = lock
         self.loop = loop
         self.vcpus: list[VcpuThread] = []
+        self.retired_exits: Counter[str] = Counter()  # of vCPUs that were removed
+        self.cpus: CpuSlots
+        self.dimms: DimmSlots
+        self.pci: PciSlots
         self.ram: GuestRam
         self.slots: MemorySlots
         self.device_memory: DeviceMemory
@@ -78,6 +87,7 @@ class Machine:
         self.balloon: Balloon | None = None
         self.devices: list[tuple[str, str]] = []
         self.last_words: list[str] = []
+        self.reported: Callable[[str, Ost], None] = lambda kind, ost: None
         self.checks: list[Callable[[], None]] = []
         self.at_close: list[Callable[[], None]] = []
         self._end: Outcome | BaseException | None = None

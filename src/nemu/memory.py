@@ -110,6 +110,14 @@ class GuestRam:
         self._changed()
         return region
 
+    def remove(self, region: Region) -> None:
+        """Take away what ``add`` gave.  A view still in use keeps its mapping."""
+        self.regions.remove(region)
+        self._readable = [span for span in self._readable if span[0] != region.gpa]
+        self._writable = [span for span in self._writable if span[0] != region.gpa]
+        _unmap(region)
+        self._changed()
+
     def watch(self, callback: Callable[[], None]) -> None:
         """Call after each change of ``regions``."""
         self._watchers.append(callback)
@@ -182,10 +190,7 @@ class GuestRam:
         self._readable.clear()
         self._writable.clear()
         while self.regions:
-            try:
-                self.regions.pop().mapping.close()
-            except BufferError:
-                continue
+            _unmap(self.regions.pop())
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -205,18 +210,29 @@ class DeviceMemory:
     ALIGNMENT = 1 << 30
 
     def __init__(self, start: int, end: int) -> None:
-        self._next = start
+        self._start = start
         self._end = end
-
-    @property
-    def left(self) -> int:
-        """Bytes that the next piece may have at most."""
-        return max(0, self._end - self._next)
+        self._pieces: dict[int, int] = {}  # address -> size with what fills it up to a multiple of ALIGNMENT
 
     def allocate(self, size: int) -> int:
-        """The address of the next piece.  Raises ValueError where ``size`` bytes are not left."""
-        if size > self.left:
-            raise ValueError(f"needs {size >> 20} MiB of guest addresses, {self.left >> 20} MiB are left")
-        gpa = self._next
-        self._next += -(-size // self.ALIGNMENT) * self.ALIGNMENT
-        return gpa
+        """The address of a new piece, the lowest that fits.  Raises ValueError where none does."""
+        gpa = self._start
+        largest = 0
+        for start, length in sorted([*self._pieces.items(), (self._end, 0)]):
+            if size <= start - gpa:
+                self._pieces[gpa] = -(-size // self.ALIGNMENT) * self.ALIGNMENT
+                return gpa
+            largest = max(largest, start - gpa)
+            gpa = start + length
+        raise ValueError(f"needs {size >> 20} MiB of guest addresses, {largest >> 20} MiB are left")
+
+    def free(self, gpa: int) -> None:
+        """Give back what ``allocate`` gave."""
+        del self._pieces[gpa]
+
+
+def _unmap(region: Region) -> None:
+    try:
+        region.mapping.close()
+    except BufferError:
+        pass  # closed with the last view of it

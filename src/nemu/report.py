@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ class Report:
     def add(self, machine: Machine) -> None:
         """Take the figures of ``machine``, which has ended and is not closed yet."""
         self.reboots += 1
+        self.by_kind.update(machine.retired_exits)
         for vcpu in machine.vcpus:
             self.by_kind.update(vcpu.exits)
         for bus in (machine.memory_bus, machine.port_bus):
@@ -38,7 +40,7 @@ class Report:
             self.unknown += bus.unknown
         if not self.first_run:
             self.first_run = min((vcpu.first_run for vcpu in machine.vcpus if vcpu.first_run), default=0.0)
-        self.pss_kib = own_pss_kib()
+        self.pss_kib = own_pss_kib({region.host_address for region in machine.ram.regions})
         self.devices = [{"name": name, "place": place} for name, place in machine.devices]
         if machine.balloon:
             self.balloon = {
@@ -85,8 +87,11 @@ def process_age() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
-def own_pss_kib() -> int:
-    """This process's proportional share of memory in KiB, guest RAM aside."""
+def own_pss_kib(guest: Collection[int] = ()) -> int:
+    """This process's proportional share of memory in KiB, the guest's aside.
+
+    That is its RAM, and what else is mapped from one of the addresses ``guest`` on (persistent memory).
+    """
     total = 0
     is_guest_ram = False
     with open("/proc/self/smaps", encoding="ascii", errors="replace") as file:
@@ -94,5 +99,5 @@ def own_pss_kib() -> int:
             if line.startswith("Pss:"):
                 total += 0 if is_guest_ram else int(line.split()[1])
             elif "-" in line.partition(" ")[0]:  # the head of a mapping: "start-end perms ... path"
-                is_guest_ram = f"memfd:{MEMFD_NAME}" in line
+                is_guest_ram = f"memfd:{MEMFD_NAME}" in line or int(line.partition("-")[0], 16) in guest
     return total

@@ -11,11 +11,12 @@ import signal
 import sys
 import threading
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 from nemu import rundir
 from nemu.build import build
-from nemu.errors import GuestCrashError, NemuError
+from nemu.errors import GuestCrashError, HostError, NemuError
 from nemu.kvm.vcpu import KICK_SIGNAL
 from nemu.loop import Loop
 from nemu.machine import Machine, Outcome, RunState
@@ -25,6 +26,7 @@ from nemu.report import Report
 
 if TYPE_CHECKING:
     from nemu.config import MachineConfig, RunOptions
+    from nemu.peripherals.command import Command
 
 STATUS = {
     Outcome.POWER_OFF: 0,
@@ -35,6 +37,7 @@ STATUS = {
     Outcome.KILLED: 128 + signal.SIGTERM,
     Outcome.QMP_QUIT: 0,
 }
+_PATIENCE = 2  # signals that a command may take as it likes
 # Of QMP's events RESET and SHUTDOWN: whether it was the guest's doing, and the reason.
 _CAUSES = {
     Outcome.POWER_OFF: (True, "guest-shutdown"),
@@ -86,12 +89,14 @@ class Session:
         self._lock = threading.RLock()
         self.loop = Loop(self._lock)
         self._machine: Machine | None = None
+        self._asked = 0  # signals that asked for the end, and which one was the last
+        self._last_signal = 0
         self._paused = options.start == "paused"
         self._management = Management(self, options)
-        self._asked = False
         self._report = Report()
         self._last_words: list[str] = []
         self._console_opened = False
+        self._command: Command | None = None
 
     def run(self) -> int:
         outcome = None
@@ -102,7 +107,17 @@ class Session:
             if self._options.report:
                 self._report.write(self._options.report, outcome)
         self._explain(outcome)
-        return STATUS[outcome]
+        return self._status_of_command(self._command, outcome) if self._command else STATUS[outcome]
+
+    def _status_of_command(self, command: Command, outcome: Outcome) -> int:
+        """Its exit status, or what a shell would make of its end."""
+        if command.status is not None:
+            return command.status
+        if outcome in _UNEXPECTED or outcome is Outcome.QMP_QUIT:
+            return STATUS[outcome]
+        if self._last_signal:
+            return 128 + self._last_signal
+        raise HostError(command.problem)
 
     def _explain(self, outcome: Outcome) -> None:
         """Say what nobody asked for, and what the guest itself could not say."""
@@ -116,18 +131,21 @@ class Session:
 
     def _run(self) -> Outcome:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            self.loop.on_signal(number, self._on_terminate)
+            self.loop.on_signal(number, partial(self._on_terminate, number))
         self.loop.on_signal(KICK_SIGNAL, lambda: None)
         with ExitStack() as stack:
             stack.callback(self._management.close)
             self._management.open()
             self.peripherals = Peripherals(self.config, self.loop, self.leave, self._management.emit)
+            self._command = self.peripherals.command
             stack.callback(self.peripherals.close)
             if self._options.timeout:
                 self.loop.call_later(self._options.timeout, lambda: self._finish(Outcome.TIMEOUT))
             outcome = Outcome.RESET
             while outcome in _RESETS:
                 outcome = self._run_machine(self.peripherals)
+                if self._command:  # which must not run twice
+                    break
             return outcome
 
     def _run_machine(self, peripherals: Peripherals) -> Outcome:
@@ -189,6 +207,7 @@ class Session:
 
     def leave(self) -> None:
         """The user typed Ctrl-A X."""
+        self._last_signal = signal.SIGINT
         self._finish(Outcome.QUIT)
 
     def _tell_end(self, outcome: Outcome) -> None:
@@ -198,12 +217,16 @@ class Session:
         guest, reason = _CAUSES[outcome]
         self._management.emit("RESET" if outcome in _RESETS else "SHUTDOWN", guest=guest, reason=reason)
 
-    def _on_terminate(self) -> None:
-        """Ask the guest to power off; the second time, do not ask."""
-        if self._asked or self._machine is None:
+    def _on_terminate(self, number: int) -> None:
+        """Pass the signal on to the command, or ask the guest to power off; not for ever."""
+        self._last_signal = number
+        self._asked += 1
+        if self._command:
+            if self._asked > _PATIENCE or not self._command.signal(number):
+                self._finish(Outcome.KILLED)
+        elif self._asked > 1 or self._machine is None:
             self._finish(Outcome.KILLED)
         else:
-            self._asked = True
             self.power_down()
 
     def _finish(self, outcome: Outcome) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fakes.loop import FakeLoop
 from nemu.config import MachineConfig
+from nemu.config.cpus import Cpus
 from nemu.config.disk import DiskConfig
 from nemu.interfaces import BlockInfo, ChardevInfo, PciBar, PciFunctionInfo
 from nemu.machine import RunState
@@ -32,7 +33,7 @@ class FakeSession:
         self.loop = FakeLoop()
         self.name = "fake"
         self.config = MachineConfig(
-            kernel="/boot/vmlinuz", append="console=hvc0", cpus=2, disks=(DiskConfig("/d.img"),)
+            kernel="/boot/vmlinuz", append="console=hvc0", cpus=Cpus(2, 2), disks=(DiskConfig("/d.img"),)
         )
         self.asked: list[str] = []
         self.server = Server(self, self.loop)  # type: ignore[arg-type]

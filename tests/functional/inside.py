@@ -36,6 +36,7 @@ class Nemu:
             self._on_pipes(command, error_end)
         os.close(error_end)
         self.shown = b""
+        self.said = b""
         self.status: int | None = None
 
     def _on_terminal(self, command: Sequence[str], error_end: int, size: tuple[int, int]) -> int:
@@ -124,11 +125,10 @@ class Nemu:
         return self.status
 
     def stderr(self) -> str:
-        """What is there of its standard error."""
-        text = b""
+        """Its standard error until now."""
         while select.select([self.stderr_end], [], [], 0)[0] and (data := os.read(self.stderr_end, 65536)):
-            text += data
-        return text.decode(errors="replace")
+            self.said += data
+        return self.said.decode(errors="replace")
 
     def resources(self) -> dict[str, Any]:
         """What the process holds: descriptors by target, thread count, memory (KiB) aside from guest RAM."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import pty
@@ -306,8 +307,84 @@ def test_a_disk_in_use_is_refused_as_natively(tmp_path: Path) -> None:
     assert str(image) in done.stderr.decode()
 
 
+def qcow2(data: bytes) -> bytes:
+    """A qcow2 image (QEMU, docs/interop/qcow2.txt, version 2) of whole clusters of 64 KiB with ``data``."""
+    cluster = 1 << 16
+    count = len(data) // cluster
+    header, table, refcounts, level1, level2 = (number * cluster for number in range(5))
+    first = 5 * cluster
+    head = struct.pack(
+        ">4sIQIIQIIQQIIQ", b"QFI\xfb", 2, 0, 0, 16, len(data), 0, 1, level1, table, 1, 0, header
+    )
+    copied = 1 << 63
+    parts = [
+        head,
+        struct.pack(">Q", refcounts),
+        struct.pack(">H", 1) * (5 + count),
+        struct.pack(">Q", level2 | copied),
+        b"".join(struct.pack(">Q", (first + number * cluster) | copied) for number in range(count)),
+    ]
+    return b"".join(part.ljust(cluster, b"\0") for part in parts) + data
+
+
+def test_a_qcow2_image_is_a_disk_like_any_other(tmp_path: Path) -> None:
+    image = tmp_path / "disk.qcow2"
+    data = os.urandom(1 << 18)
+    image.write_bytes(qcow2(data))
+    command = "sha256sum </dev/vda; echo written | dd of=/dev/vda bs=64k seek=1 conv=fsync,notrunc"
+    done = run("--disk", str(image), *in_guest(command))
+    assert done.returncode == 0, done.stderr
+    assert hashlib.sha256(data).hexdigest().encode() in done.stdout
+    assert image.read_bytes()[6 << 16 :].startswith(b"written\n")
+    image.write_bytes(b"QFI\xfb\0\0\0\x09" + bytes(4096))
+    done = run("--disk", str(image))
+    assert done.returncode == 2
+    assert done.stderr.decode().count("\n") == 1
+    assert f"nemu: --disk {image}: " in done.stderr.decode()
+    assert "Unsupported qcow2 version 9" in done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    "options", [("--disk", "vhost-user="), ("--net", "vhost-user="), ("--vhost-user", "type=2,socket=")]
+)
+def test_a_back_end_of_this_host_is_refused_in_one_line(tmp_path: Path, options: tuple[str, str]) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{tmp_path}/s")
+        done = run(options[0], f"{options[1]}{tmp_path}/s")
+    assert done.returncode == 2
+    assert done.stderr.decode().count("\n") == 1
+    assert "the emulated host cannot reach it" in done.stderr.decode()
+
+
 def test_a_tap_is_refused_in_one_line() -> None:
     done = run("--net", "tap=tap0")
     assert done.returncode == 2
     assert done.stderr.decode().count("\n") == 1
     assert "--net tap=tap0" in done.stderr.decode()
+
+
+def test_a_port_of_this_host_leads_to_the_guests_of_the_emulated_one() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    serve = "ip link set eth0 up; udhcpc -i eth0 -q -n -t 5 >/dev/null; nc -l -p 80 -e cat"
+    with start("--net", f"user,forward=tcp:127.0.0.1:{port}:80", *in_guest(serve)) as process:
+        deadline = time.monotonic() + 2 * SHORT
+        answer = b""
+        while not answer:
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            try:  # each host on the way takes a connection before it knows whether the next one does
+                with socket.create_connection(("127.0.0.1", port), 5) as client:
+                    client.sendall(b"from outside")
+                    answer = client.recv(100)
+            except OSError:
+                time.sleep(0.2)
+        assert answer == b"from outside"
+        assert process.wait(SHORT) == 0
+
+
+def test_what_the_emulated_host_cannot_forward_is_refused() -> None:
+    done = run("--net", "user,forward=tcp:[::1]:18099:80", *in_guest("true"))
+    assert done.returncode == 2
+    problem = "the emulated host forwards IPv4 addresses only"
+    assert done.stderr.decode() == f"nemu: --net user,forward=tcp:[::1]:18099:80: {problem}\n"

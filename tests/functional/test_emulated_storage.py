@@ -30,7 +30,7 @@ def test_what_the_guest_made_durable_survives_the_sudden_end_of_everything(tmp_p
         process.wait(30)
     # What is in the journal still is put in its place, as a mount would do.
     subprocess.run(["fsck.ext4", "-fy", image], capture_output=True, check=False)
-    dump: list[str | Path] = [debugfs, "-R", "dump numbers numbers", image]
+    dump = [debugfs, "-R", "dump numbers numbers", str(image)]
     subprocess.run(dump, cwd=tmp_path, capture_output=True, check=True)
     assert (tmp_path / "numbers").read_text().split() == [str(n) for n in range(1, 100001)]
 
@@ -43,7 +43,7 @@ def test_a_seed_is_found_by_its_label_with_the_right_files(tmp_path: Path) -> No
     (tmp_path / "disk").write_bytes(bytes(MIB))
     command = (
         "modprobe isofs; device=$(findfs LABEL=cidata); echo device $device;"
-        "mkdir /s; mount -t iso9660 -o ro $device /s; cd /s; ls; cat user-data network-config meta-data;"
+        "mkdir /s; mount -t iso9660 -o ro $device /s; cd /s; ls -1; cat user-data network-config meta-data;"
         "cat /sys/block/${device#/dev/}/ro"
     )
     done = run("--cloud-init", str(seed), "--disk", str(tmp_path / "disk"), *in_guest(command))

@@ -163,3 +163,50 @@ def test_a_serial_console_on_stdio_works_both_ways(host: Rig) -> None:
     argv[argv.index("--append") + 1] = "quiet loglevel=3 mitigations=off console=ttyS0 nemu.run=/t"
     argv += ["--serial", "stdio", "--console", "null"]
     assert host.call_here(on_a_serial_console, argv=argv) == {"status": 0, "errors": ""}
+
+
+# Runs in the guest: answers a client on the port "talk", sees it leave and the next one come, and logs.
+_AGENT = """
+cd /sys/class/virtio-ports
+for port in */name; do read -r name <$port; ln -s ${port%/name} /dev/$name; done
+echo logged >/dev/log
+exec 3<>/dev/talk
+for client in 1 2; do
+    until read -r line <&3; do sleep 0.1; done
+    echo "$client heard $line" >&3
+    while read -r line <&3; do echo "more: $line"; done
+    echo "client $client left"
+done
+"""
+
+
+def two_clients_of_a_port(argv: list[str], path: str, log: str) -> dict[str, Any]:
+    """Runs inside: what two clients of a named port hear, one after the other, and what the guest saw."""
+    heard, shown = [], ""
+    with Nemu([*argv, "--port", f"name=talk,socket={path}", "--port", f"name=log,file={log}"]) as nemu:
+        for number in (1, 2):
+            with socket.socket(socket.AF_UNIX) as client:
+                while client.connect_ex(path):
+                    time.sleep(0.1)
+                client.settimeout(PATIENCE)
+                client.sendall(b"client %d\nbye\n" % number)
+                heard.append(client.makefile().readline())
+            # Linux knows only whether somebody is there now: the next one must not come at once.
+            shown += nemu.expect(f"client {number} left")
+        status = nemu.wait()
+        with open(log) as file:
+            return {"heard": heard, "status": status, "shown": shown, "logged": file.read()}
+
+
+def test_a_named_port_connects_programs_and_tells_of_their_leaving(host: Rig) -> None:
+    argv = arguments(host, script_text({"agent": _AGENT}))
+    seen = host.call_here(two_clients_of_a_port, argv=argv, path="/tmp/talk", log="/tmp/port.log")
+    assert seen["status"] == 0
+    assert seen["heard"] == ["1 heard client 1\n", "2 heard client 2\n"]
+    assert re.findall(r".*(?:more|left).*", seen["shown"]) == [
+        "more: bye",
+        "client 1 left",
+        "more: bye",
+        "client 2 left",
+    ]
+    assert seen["logged"] == "logged\n"

@@ -162,6 +162,17 @@ def workers(pid: int) -> dict[str, int]:
     return found
 
 
+def ended(client: socket.socket) -> bool:
+    """Whether the next word on a connection to a guest that is gone ends it."""
+    try:
+        client.sendall(b"anybody?")
+        return client.recv(100) == b""
+    except ConnectionError:
+        return True
+    finally:
+        client.close()
+
+
 def talk(argv: list[str]) -> dict[str, Any]:
     """Runs inside: all that a guest and its host have to say to each other, twice, over a reboot."""
     echo_server()
@@ -173,9 +184,13 @@ def talk(argv: list[str]) -> dict[str, Any]:
 
         nemu.expect("ready")
         seen: dict[str, Any] = {"rounds": [use(nemu, guest)]}
+        nemu.type(f"/vsock echo {ECHO} 1 &\n")
+        nemu.expect(r"end \d+")
+        old = connect(socket.AF_VSOCK, (CID, ECHO))
         fds, threads = nemu.resources()["fds"], len(workers(nemu.pid))
         nemu.type("reboot -f\n")
         nemu.expect("ready")
+        seen["old"] = ended(old)
         seen["rounds"].append(use(nemu, guest))
         seen["kept"] = [nemu.resources()["fds"] == fds, len(workers(nemu.pid)) == threads]
         subprocess.run(["/bin/ip", "link", "delete", TAP], check=True)
@@ -281,6 +296,10 @@ def test_sockets_connect_guest_and_host_both_ways(after: dict[str, Any]) -> None
     assert after["vsock-out"].split()[0] == digest(payload())
 
 
+def test_a_socket_of_before_the_reboot_ends_at_its_next_word(seen: dict[str, Any]) -> None:
+    assert seen["old"]
+
+
 def test_a_port_of_the_host_leads_to_the_guests(after: dict[str, Any]) -> None:
     assert after["forwarded"] == "by passt"
 
@@ -296,11 +315,12 @@ def test_a_deleted_tap_takes_the_link_down_and_the_guest_runs_on(seen: dict[str,
     assert seen["errors"] == f"nemu: virtio-net0: {TAP}: File descriptor in bad state; its link is down\n"
 
 
-def run_on_descriptors(name: str, argv: list[str]) -> dict[str, Any]:
-    """Runs inside: open the queues of a tap and their vhost descriptors, as Kata does, and hand them over."""
+def run_on_descriptors(names: list[str], argv: list[str]) -> dict[str, Any]:
+    """Runs inside: open queues of taps and vhost descriptors for them, as Kata does, and hand them over."""
     taps = [os.open("/dev/net/tun", os.O_RDWR) for _ in range(2)]
-    for tap in taps:  # TUNSETIFF: IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, IFF_MULTI_QUEUE
-        fcntl.ioctl(tap, 0x400454CA, struct.pack("16sH22x", name.encode(), 0x0002 | 0x1000 | 0x4000 | 0x0100))
+    flags = 0x0002 | 0x1000 | 0x4000 | 0x0100  # IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, IFF_MULTI_QUEUE
+    for tap, name in zip(taps, names, strict=True):
+        fcntl.ioctl(tap, 0x400454CA, struct.pack("16sH22x", name.encode(), flags))  # TUNSETIFF
     planes = [os.open("/dev/vhost-net", os.O_RDWR) for _ in range(2)]
     vsock = os.open("/dev/vhost-vsock", os.O_RDWR)
     fcntl.ioctl(vsock, 0x4008AF60, struct.pack("Q", CID))  # VHOST_VSOCK_SET_GUEST_CID, which reserves it
@@ -320,7 +340,7 @@ def test_descriptors_of_taps_and_of_vhost_are_taken_over(host: Rig) -> None:
         for c in 1 2; do taskset $c ping -c 2 -i 0.2 192.168.18.1 | grep 'packets received'; done
     """
     argv = arguments(host, script_text(script), "--cpus", "2")
-    done = host.call_here(run_on_descriptors, name="vhost1", argv=argv)
+    done = host.call_here(run_on_descriptors, names=["vhost1"] * 2, argv=argv)
     assert done["status"] == 0, done["err"]
     assert "tx-1" in done["out"]
     assert done["out"].count("2 packets received") == 2
@@ -368,3 +388,8 @@ def test_descriptors_of_something_else_are_refused_in_one_line(host: Rig) -> Non
     status, errors = refused(host, "--net", "tap=vhost3,vhostfds=0")
     assert (status, errors.count("\n")) == (1, 1)
     assert "--net tap=vhost3: needs vhost-net: VHOST_SET_OWNER: " in errors
+    make_tap(host, "vhost4", "192.168.21.1/24")
+    argv = ["run", "--host", "native", "--kernel", KERNEL]
+    done = host.call_here(run_on_descriptors, names=["vhost3", "vhost4"], argv=argv)
+    assert done["status"] == 2
+    assert re.fullmatch(r"nemu: --net fds=\d+:\d+: must be queues of one tap\n", done["err"])

@@ -19,8 +19,8 @@ from functional.rig import Rig
 
 PATH = "/tmp/vsock"
 ECHO, BULK, SMALL, NOBODY = 1000, 2000, 2001, 2002
-SIZE = 4_000_001
-CONNECTIONS = 60
+SIZE = 2_000_001
+CONNECTIONS = 40
 # Each line of input is a command.
 SCRIPT = f"""
 modprobe vmw_vsock_virtio_transport

@@ -25,6 +25,7 @@ from nemu.virtio.common_config import (
 from tiny.program import Program
 
 CONSOLE, BLK, RNG = 1, 2, 3  # slots
+BALLOON = 4  # of a machine with one
 DEVICE_IDS = {CONSOLE: 3, BLK: 2, RNG: 4}
 QUEUES = {CONSOLE: (0, 1), BLK: (0,), RNG: (0,)}
 DISK_SIZE = 1 << 20
@@ -65,13 +66,16 @@ def rings(slot: int, queue: int = 0) -> int:
     return RINGS + (slot * 4 + queue) * 0x10000
 
 
-def place(program: Program, slot: int) -> None:
-    """Put the BAR where the rest expects it, from whatever state."""
+def place(program: Program, slot: int, device_id: int = 0) -> None:
+    """Put the BAR where the rest expects it, from whatever state.
+
+    ``device_id`` is that of a device that not every machine has.
+    """
     program.write(config(slot, 0x04), 2, 0)
     program.write(config(slot, 0x10), 4, bar(slot))
     program.write(config(slot, 0x14), 4, 0)
     program.write(config(slot, 0x04), 2, 6)
-    program.check(config(slot), 4, (0x1040 + DEVICE_IDS[slot]) << 16 | 0x1AF4)
+    program.check(config(slot), 4, (0x1040 + (device_id or DEVICE_IDS[slot])) << 16 | 0x1AF4)
 
 
 def put(program: Program, slot: int, register: Reg, value: int) -> None:
@@ -118,11 +122,12 @@ def start(
     *,
     wait: bool = True,
     vector: int = NO_VECTOR,
+    queues: Sequence[int] = (),
 ) -> None:
-    """Reset, and up to DRIVER_OK with every queue enabled and empty."""
+    """Reset, and up to DRIVER_OK with every queue (or ``queues``) enabled and empty."""
     reset(program, slot, wait=wait)
     negotiate(program, slot, features)
-    for queue in QUEUES[slot]:
+    for queue in queues or QUEUES[slot]:
         set_queue(program, slot, queue, vector=vector)
     put(program, slot, Reg.DEVICE_STATUS, RUNNING)
 

@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 from nemu import syntax
 from nemu.arch.x86_64 import layout
 from nemu.config import MIB, Given, MachineConfig, RunOptions, assemble, settings
-from nemu.config import machine as machine_config
+from nemu.config import cpus as cpus_config
 from nemu.config.balloon import BalloonConfig
 from nemu.config.chardev import ChardevConfig
+from nemu.config.cpus import Cpus, Memory
 from nemu.config.disk import DiskConfig, scsi_addresses
+from nemu.config.fs import FsConfig
 from nemu.config.net import Forward, NetConfig
 from nemu.config.pmem import PmemConfig
+from nemu.config.port import PortConfig
 from nemu.config.vhost_user import VhostUserConfig
 from nemu.config.vsock import VsockConfig
 from nemu.errors import ConfigError
@@ -49,11 +52,11 @@ def refusal(**values: Any) -> str:
     ],
 )
 def test_memory_is_written_as_in_qemu(text: str, size: int) -> None:
-    assert machine(memory=text).memory == size
+    assert machine(memory=text).memory == Memory(size, size)
 
 
 def test_a_file_may_give_memory_as_a_number_of_mib() -> None:
-    assert machine(memory=256).memory == 256 * MIB
+    assert machine(memory=256).memory == Memory(256 * MIB, 256 * MIB)
 
 
 ODD_SIZES = ["0", "M", "63M", "-1", "+512", "512MB", "1e3", "0x200", "512.M", ".5G", "1.0000001G", "65537K"]
@@ -88,9 +91,9 @@ def test_any_text_is_a_size_or_a_value_error(text: str) -> None:
 
 
 def test_limits_agree_with_the_machine() -> None:
-    assert machine_config.MAX_CPUS == layout.MAX_CPUS
-    assert machine_config.MIN_MEMORY == layout.MIN_MEMORY
-    assert layout.ram_regions(machine_config.MAX_MEMORY)[-1][1] > 0
+    assert cpus_config.MAX_CPUS == layout.MAX_CPUS
+    assert cpus_config.MIN_MEMORY == layout.MIN_MEMORY
+    assert layout.ram_regions(cpus_config.MAX_MEMORY)[-1][1] > 0
 
 
 @pytest.mark.parametrize("cpus", ["0", "256", "-1", "1.0", "", "two", "9" * 5000, True])
@@ -100,7 +103,7 @@ def test_cpus_outside_1_to_255_are_refused(cpus: object) -> None:
 
 @pytest.mark.parametrize("cpus", [1, 255])
 def test_cpus_at_the_limits_are_taken(cpus: int) -> None:
-    assert machine(cpus=str(cpus)).cpus == cpus
+    assert machine(cpus=str(cpus)).cpus == Cpus(cpus, cpus)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +118,7 @@ def test_cpus_at_the_limits_are_taken(cpus: int) -> None:
         ("a.qcow2,format=raw", DiskConfig("a.qcow2", format="raw")),
         ("a.img,format=qcow2", DiskConfig("a.img", format="qcow2")),
         ("a.img,iops=100,bps=10M", DiskConfig("a.img", iops=100, bps=10 << 20)),
+        ("a.img,cache=writethrough", DiskConfig("a.img", cache="writethrough")),
         ("vhost-user=/run/a,,b", DiskConfig("", socket="/run/a,b")),
         ("vhost-user=s,queues=2", DiskConfig("", socket="s", queues=2)),
         ("./vhost-user=s", DiskConfig("./vhost-user=s")),
@@ -143,8 +147,8 @@ def test_a_disk_may_be_a_table() -> None:
         ("a,path=b", "path is given twice"),
         ("a,format=vmdk", "format must be raw or qcow2"),
         ("a,iops=0", "iops must be a whole number from 1"),
-        ("a.qcow2,serial=x", "serial needs a raw image without limits"),
-        ("a,bps=1M,serial=x", "serial needs a raw image without limits"),
+        ("a.qcow2,serial=x", "serial needs a raw image and nothing else"),
+        ("a,bps=1M,serial=x", "serial needs a raw image and nothing else"),
         ("vhost-user=", "vhost-user must be a path"),
         ("vhost-user=s,readonly=on", "unknown key readonly; known are queues, vhost-user"),
         ("a,readonly", "'readonly' must be KEY=VALUE"),
@@ -306,13 +310,13 @@ def test_a_wrong_balloon_is_refused(value: object, problem: str) -> None:
     assert problem in refusal(balloon=value)
 
 
-@pytest.mark.parametrize("action", ["off", "reset", "poweroff", "panic", "none"])
+@pytest.mark.parametrize("action", ["off", "reset", "poweroff", "panic", "pause", "none"])
 def test_a_watchdog_has_an_action(action: str) -> None:
     assert machine(watchdog=action).watchdog == action
 
 
 def test_a_watchdog_without_an_action_is_refused() -> None:
-    assert "must be off, reset, poweroff, panic or none" in refusal(watchdog="on")
+    assert "must be off, reset, poweroff, panic, pause or none" in refusal(watchdog="on")
 
 
 @pytest.mark.parametrize(
@@ -403,6 +407,77 @@ def test_the_serial_port_has_no_socket() -> None:
     assert refusal(serial="socket=s").endswith("must be off, stdio or file=PATH")
 
 
+@pytest.mark.parametrize(
+    ("value", "port"),
+    [
+        ("name=agent.0,socket=s", PortConfig("agent.0", "socket", "s")),
+        ("file=a,,b,name=log", PortConfig("log", "file", "a,b")),
+        ("name=x,stdio", PortConfig("x", "stdio")),
+        ({"name": "x", "socket": "s"}, PortConfig("x", "socket", "s")),
+        ({"name": "x", "stdio": True}, PortConfig("x", "stdio")),
+    ],
+)
+def test_a_port_has_a_name_and_a_place(value: object, port: PortConfig) -> None:
+    assert machine(port=[value]).ports == (port,)
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("", "must be KEY=VALUE"),
+        ("name=x", "with one of socket=PATH, file=PATH and stdio"),
+        ("socket=s", "must be name=NAME"),
+        ("name=x,socket=s,file=f", "with one of"),
+        ("name=x,pty", "'pty' must be KEY=VALUE"),
+        ("name=x,sockt=s", "did you mean socket?"),
+        ("name=,stdio", "name must have 1 to 64 printable ASCII characters"),
+        ("name=" + "x" * 65 + ",stdio", "name must have 1 to 64"),
+        ("name=a/b,stdio", "slash"),
+        ("name=ä,stdio", "printable ASCII"),
+        ({"name": "x", "stdio": False}, "with one of"),
+        ({"name": 7, "stdio": True}, "name must be text"),
+    ],
+)
+def test_a_wrong_port_is_refused(value: object, problem: str) -> None:
+    message = refusal(port=[value])
+    assert message.startswith("--port ")
+    assert problem in message
+
+
+@pytest.mark.parametrize(
+    ("value", "fs"),
+    [
+        ("tag=t,dir=/d", FsConfig("t", dir="/d")),
+        ("dir=a,,b,tag=t,readonly=on,cache=never", FsConfig("t", dir="a,b", readonly=True, cache="never")),
+        ("tag=t,socket=s", FsConfig("t", socket="s")),
+        ({"tag": "t", "dir": "d", "readonly": True}, FsConfig("t", dir="d", readonly=True)),
+    ],
+)
+def test_a_file_system_has_a_tag_and_a_place(value: object, fs: FsConfig) -> None:
+    assert machine(fs=[value]).filesystems == (fs,)
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("t", "'t' must be KEY=VALUE"),
+        ("tag=t", "must be tag=TAG with socket=SOCKET or dir=DIR"),
+        ("dir=d", "must be tag=TAG with"),
+        ("tag=t,dir=d,socket=s", "must be tag=TAG with"),
+        ("tag=t,socket=s,readonly=on", "has its own"),
+        ("tag=t,dir=d,cache=none", "cache must be auto, always or never"),
+        ("tag=,dir=d", "tag must have 1 to 36 bytes"),
+        ("tag=" + "ä" * 19 + ",dir=d", "tag must have 1 to 36 bytes"),
+        ("tag=t,dir=", "dir must be a path"),
+        ("tag=t,dax=on,dir=d", "unknown key dax"),
+    ],
+)
+def test_a_wrong_file_system_is_refused(value: object, problem: str) -> None:
+    message = refusal(fs=[value])
+    assert message.startswith("--fs ")
+    assert problem in message
+
+
 @pytest.mark.parametrize("text", ["nan", "inf", "-1", "", "1s", "1e999"])
 def test_a_wrong_timeout_is_refused(text: str) -> None:
     assert "must be a number of seconds" in refusal(timeout=text)
@@ -468,13 +543,26 @@ machines = st.builds(
     MachineConfig,
     kernel=names,
     append=names,
-    memory=st.integers(64, 1 << 20).map(lambda mib: mib * MIB),
-    cpus=st.integers(1, 255),
+    memory=st.builds(Memory, st.integers(64, 1 << 20).map(lambda mib: mib * MIB)),
+    cpus=st.builds(Cpus, st.integers(1, 255), st.integers(1, 255)),
+    hotplug=st.sampled_from([("auto",), (), ("cpu",), ("cpu", "pci")]),
     disks=st.lists(st.builds(DiskConfig, path=names, readonly=st.booleans()), max_size=3).map(tuple),
     nets=st.lists(network_cards, max_size=3).map(tuple),
     pmems=st.lists(st.builds(PmemConfig, path=names), max_size=2).map(tuple),
     rng=st.booleans(),
-    balloon=st.none() | st.builds(BalloonConfig, size=st.integers(0, 1 << 20).map(lambda mib: mib * MIB)),
+    command=st.lists(names, max_size=3).map(tuple),
+    env=st.lists(names, max_size=3).map(tuple),
+    rw=st.booleans(),
+    ports=st.lists(st.builds(PortConfig, name=names, kind=st.just("file"), path=names), max_size=3).map(
+        tuple
+    ),
+    filesystems=st.lists(st.builds(FsConfig, tag=names, dir=names), max_size=3).map(tuple),
+    balloon=st.none()
+    | st.builds(
+        BalloonConfig,
+        size=st.integers(0, 1 << 20).map(lambda mib: mib * MIB),
+        statistics=st.floats(0, 3600),
+    ),
     vsock=st.none() | st.builds(VsockConfig, cid=st.integers(3, 9), socket=names),
     console=st.builds(ChardevConfig, kind=st.just("file"), path=names),
 )

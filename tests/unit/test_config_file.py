@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from nemu import config_file
 from nemu.config import MachineConfig, RunOptions, assemble
 from nemu.config.chardev import ChardevConfig
+from nemu.config.cpus import Cpus, Memory
 from nemu.config.disk import DiskConfig
 from nemu.config.net import NetConfig
+from nemu.config.port import PortConfig
 from nemu.config.vsock import VsockConfig
 from nemu.errors import ConfigError
 
@@ -36,6 +38,7 @@ def test_a_file_gives_the_same_settings_as_the_command_line(tmp_path: Path) -> N
         disk = ["/a.img,readonly=on", { path = "b.img", serial = "b" }]
         net = "user"
         console = "file=log"
+        port = ["name=a,socket=s", { name = "b", file = "f" }, "socket=/t,name=c", "name=d,stdio"]
         timeout = 1.5
         report = "run.json"
         """,
@@ -44,12 +47,18 @@ def test_a_file_gives_the_same_settings_as_the_command_line(tmp_path: Path) -> N
     assert machine == MachineConfig(
         kernel=f"{tmp_path}/vmlinuz",
         append="console=hvc0",
-        memory=1 << 30,
-        cpus=2,
+        memory=Memory(1 << 30, 1 << 30),
+        cpus=Cpus(2, 2),
         rng=False,
         disks=(DiskConfig("/a.img", readonly=True), DiskConfig(f"{tmp_path}/b.img", serial="b")),
         nets=(NetConfig("user"),),
         console=ChardevConfig("file", f"{tmp_path}/log"),
+        ports=(
+            PortConfig("a", "socket", f"{tmp_path}/s"),
+            PortConfig("b", "file", f"{tmp_path}/f"),
+            PortConfig("c", "socket", "/t"),
+            PortConfig("d", "stdio"),
+        ),
     )
     assert options == RunOptions(timeout=1.5, report=f"{tmp_path}/run.json")
 

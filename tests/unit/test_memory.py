@@ -163,8 +163,18 @@ def test_device_memory_is_aligned_apart_and_bounded() -> None:
     gib = DeviceMemory.ALIGNMENT
     addresses = DeviceMemory(4 * gib, 8 * gib)
     assert [addresses.allocate(size) for size in (1, gib, 1)] == [4 * gib, 5 * gib, 6 * gib]
-    assert addresses.left == gib
     with pytest.raises(ValueError, match="needs 2048 MiB of guest addresses, 1024 MiB are left"):
         addresses.allocate(2 * gib)
     assert addresses.allocate(gib) == 7 * gib
-    assert addresses.left == 0
+    with pytest.raises(ValueError, match="0 MiB are left"):
+        addresses.allocate(1)
+
+
+def test_device_memory_that_was_freed_is_used_again() -> None:
+    gib = DeviceMemory.ALIGNMENT
+    addresses = DeviceMemory(4 * gib, 8 * gib)
+    for _ in range(4):
+        addresses.allocate(gib)
+    addresses.free(5 * gib)
+    addresses.free(6 * gib)
+    assert addresses.allocate(2 * gib) == 5 * gib

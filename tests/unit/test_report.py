@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +13,12 @@ from typing import Any
 import pytest
 
 from fakes.bus import FakeHandler
+from nemu.balloon import Balloon
 from nemu.bus.address_space import AddressSpace
 from nemu.errors import ConfigError
 from nemu.interfaces import Window
 from nemu.machine import Outcome
-from nemu.memory import GuestRam
+from nemu.memory import GuestRam, host_address, map_image
 from nemu.report import Report, own_pss_kib, process_age
 
 MIB = 1 << 20
@@ -30,11 +32,13 @@ def machine(first_run: float = 0.0, exits: dict[str, int] | None = None) -> Any:
     ports.read(0x70, 1)
     vcpu = SimpleNamespace(exits=exits or {"mmio": 2, "io": 1}, first_run=first_run)
     return SimpleNamespace(
+        retired_exits=Counter(),
         vcpus=[vcpu, SimpleNamespace(exits={"mmio": 1}, first_run=first_run + 1)],
         memory_bus=bus,
         port_bus=ports,
         devices=[("power", "0xfea00000")],
         balloon=None,
+        ram=SimpleNamespace(regions=[]),
         lock=threading.RLock(),
     )
 
@@ -100,3 +104,31 @@ def test_memory_is_ours_and_not_the_guests() -> None:
     assert guest < 8 * 1024
     assert both - guest > 24 * 1024
     assert len(ours) == 32 * MIB
+
+
+def test_a_file_that_is_the_guests_memory_is_not_ours(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 32 * MIB)
+    before = own_pss_kib()
+    with path.open("r+b") as file:
+        mapping = map_image(file.fileno(), 32 * MIB, readonly=False)
+        assert bytes(mapping).count(b"x") == 32 * MIB
+        assert own_pss_kib() - before > 24 * 1024
+        assert own_pss_kib({host_address(mapping)}) - before < 8 * 1024
+        mapping.close()
+
+
+def test_the_balloon_is_in_the_report_of_a_machine_that_has_one() -> None:
+    report = Report()
+    with_balloon = machine()
+    with_balloon.balloon = Balloon(64 * MIB, 48 * MIB)
+    with_balloon.balloon.learned({"free_memory": 5})
+    report.add(with_balloon)
+    assert report.to_dict(Outcome.POWER_OFF)["balloon"] == {
+        "target_bytes": 48 * MIB,
+        "actual_bytes": 64 * MIB,
+        "statistics": {"free_memory": 5},
+    }
+    other = Report()
+    other.add(machine())
+    assert "balloon" not in other.to_dict(Outcome.POWER_OFF)

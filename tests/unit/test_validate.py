@@ -13,9 +13,12 @@ from nemu.boot import loader
 from nemu.config import MachineConfig, RunOptions
 from nemu.config.balloon import BalloonConfig
 from nemu.config.chardev import ChardevConfig
+from nemu.config.cpus import Memory
 from nemu.config.disk import DiskConfig
+from nemu.config.fs import FsConfig
 from nemu.config.net import Forward, NetConfig
 from nemu.config.pmem import PmemConfig
+from nemu.config.port import PortConfig
 from nemu.config.vhost_user import VhostUserConfig
 from nemu.config.vsock import VsockConfig
 from nemu.errors import ConfigError
@@ -54,7 +57,7 @@ def test_the_loader_judges_the_kernel(folder: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(loader, "check", check)
     (folder / "initrd").touch()
-    text = refusal(initrd="initrd", append="quiet", memory=1 << 30)
+    text = refusal(initrd="initrd", append="quiet", memory=Memory(1 << 30, 1 << 30))
     assert text == "--kernel kernel: ('kernel', 'initrd', 'quiet', 1073741824)"
 
 
@@ -235,6 +238,38 @@ def test_both_consoles_cannot_have_the_same_place() -> None:
 
 
 @pytest.mark.usefixtures("folder")
+def test_a_file_system_needs_a_directory_or_a_daemon_of_its_own() -> None:
+    assert (
+        refusal(filesystems=(FsConfig("t", dir="none"),)) == "--fs tag=t dir=none: no such file or directory"
+    )
+    assert refusal(filesystems=(FsConfig("t", dir="disk"),)) == "--fs tag=t dir=disk: must be a directory"
+    assert refusal(filesystems=(FsConfig("t", socket="disk"),)).endswith("is no socket")
+    assert "tag=t: is given twice" in refusal(filesystems=(FsConfig("t", dir="."), FsConfig("t", dir="/")))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("s")
+        twice = (FsConfig("a", socket="s"), FsConfig("b", socket="./s"))
+        assert "a virtiofsd serves one device" in refusal(filesystems=twice)
+    validate(MachineConfig(kernel="kernel", filesystems=(FsConfig("t", dir="."),)), RunOptions())
+
+
+@pytest.mark.usefixtures("folder")
+def test_ports_do_not_share_a_name_or_a_place() -> None:
+    first, log = PortConfig("a", "socket", "s"), ChardevConfig("file", "log")
+    assert "name=a: is given twice" in refusal(ports=(first, PortConfig("a", "file", "f")))
+    assert "name=b: has the socket of name=a" in refusal(ports=(first, PortConfig("b", "socket", "s")))
+    assert refusal(ports=(PortConfig("a", "stdio"),)).endswith(
+        "console has stdio already; add --console null"
+    )
+    refused = refusal(ports=(PortConfig("a", "file", "log"),), serial=log)
+    assert refused.endswith("the serial port has file=log already")
+    assert "at most 107 bytes" in refusal(ports=(PortConfig("a", "socket", "s" * 108),))
+    assert "no directory" in refusal(ports=(PortConfig("a", "file", "no/f"),))
+    assert "at most 30" in refusal(ports=tuple(PortConfig(f"p{n}", "file", f"f{n}") for n in range(31)))
+    null = ChardevConfig("null")
+    validate(MachineConfig(kernel="kernel", console=null, ports=(PortConfig("a", "stdio"),)), RunOptions())
+
+
+@pytest.mark.usefixtures("folder")
 def test_outputs_need_a_place() -> None:
     assert refusal(RunOptions(report="no/r")) == "--report no/r: there is no directory no"
     assert refusal(RunOptions(report=".")) == "--report .: is a directory, must be a file"
@@ -257,17 +292,18 @@ def test_persistent_memory_has_whole_2_mib(folder: Path, size: int) -> None:
 def test_persistent_memory_needs_a_file() -> None:
     assert refusal(pmems=(PmemConfig("none"),)) == "--pmem none: no such file or directory"
     assert refusal(pmems=(PmemConfig("."),)) == "--pmem .: is a directory, must be a file"
-    assert refusal(pmems=(PmemConfig("/dev/null"),)).endswith("must be a raw image or a block device")
+    assert refusal(pmems=(PmemConfig("/dev/null"),)).endswith("must be an image or a block device")
 
 
 @pytest.mark.usefixtures("folder")
 def test_a_balloon_leaves_something_to_the_guest() -> None:
     assert (
-        refusal(memory=1 << 30, balloon=BalloonConfig(size=1 << 30))
+        refusal(memory=Memory(1 << 30, 1 << 30), balloon=BalloonConfig(size=1 << 30))
         == "--balloon 1G: must be less than the 1G of --memory"
     )
     validate(
-        MachineConfig(kernel="kernel", memory=1 << 30, balloon=BalloonConfig(size=1 << 29)), RunOptions()
+        MachineConfig(kernel="kernel", memory=Memory(1 << 30, 1 << 30), balloon=BalloonConfig(size=1 << 29)),
+        RunOptions(),
     )
 
 

@@ -130,19 +130,38 @@ def method(target: str, arguments: int, *terms: bytes) -> bytes:
     return _sized(b"\x14", path(target) + bytes((arguments | 0x08,)) + b"".join(terms))
 
 
-def system_memory(target: str, gpa: int, length: int) -> bytes:
-    """``OperationRegion (target, SystemMemory, gpa, length)``."""
-    return _EXT + b"\x80" + path(target) + b"\x00" + integer(gpa) + integer(length)
+def system_memory(target: str, gpa: Operand, length: int) -> bytes:
+    """``OperationRegion (target, SystemMemory, gpa, length)``; inside a method ``gpa`` may be computed."""
+    return _EXT + b"\x80" + path(target) + b"\x00" + _encoded(gpa) + integer(length)
+
+
+def byte_fields(region: str, *names: str) -> bytes:
+    """``Field (region, ByteAcc, NoLock, Preserve)`` of 8-bit fields, one behind the other."""
+    return _fields(region, 1, 8, names)
 
 
 def dword_fields(region: str, *names: str) -> bytes:
     """``Field (region, DWordAcc, NoLock, Preserve)`` of 32-bit fields, one behind the other."""
-    dword, bits = b"\x03", b"\x20"
-    return _sized(_EXT + b"\x81", path(region) + dword + b"".join(path(field) + bits for field in names))
+    return _fields(region, 3, 32, names)
+
+
+def qword_fields(region: str, *names: str) -> bytes:
+    """``Field (region, QWordAcc, NoLock, Preserve)`` of 64-bit fields, one behind the other."""
+    return _fields(region, 4, 64, names)
+
+
+def _fields(region: str, access: int, bits: int, names: Sequence[str]) -> bytes:
+    lead = bytes((bits & 0xF | 0x40, bits >> 4)) if bits > 0x3F else bytes((bits,))
+    content = b"".join(path(field) + lead for field in names)
+    return _sized(_EXT + b"\x81", path(region) + bytes((access,)) + content)
 
 
 def create_dword_field(source: Operand, offset: int, target: str) -> bytes:
     return b"\x8a" + _encoded(source) + integer(offset) + path(target)
+
+
+def create_qword_field(source: Operand, offset: int, target: str) -> bytes:
+    return b"\x8f" + _encoded(source) + integer(offset) + path(target)
 
 
 # --- statements and operators (20.2.5.3, 20.2.5.4) ------------------------------------------
@@ -158,6 +177,18 @@ def and_(left: Operand, right: Operand, target: Operand = _NO_TARGET) -> bytes:
 
 def or_(left: Operand, right: Operand, target: Operand = _NO_TARGET) -> bytes:
     return b"\x7d" + _join((left, right, target))
+
+
+def add(left: Operand, right: Operand, target: Operand = _NO_TARGET) -> bytes:
+    return b"\x72" + _join((left, right, target))
+
+
+def subtract(left: Operand, right: Operand, target: Operand = _NO_TARGET) -> bytes:
+    return b"\x74" + _join((left, right, target))
+
+
+def shift_right(value: Operand, bits: Operand, target: Operand = _NO_TARGET) -> bytes:
+    return b"\x7a" + _join((value, bits, target))
 
 
 def equal(left: Operand, right: Operand) -> bytes:
@@ -182,6 +213,11 @@ def while_(condition: Operand, *terms: bytes) -> bytes:
 
 def notify(target: str, value: Operand) -> bytes:
     return b"\x86" + path(target) + _encoded(value)
+
+
+def call(target: str, *arguments: Operand) -> bytes:
+    """Invoke the method ``target``, which must take just as many arguments."""
+    return path(target) + _join(arguments)
 
 
 def return_(value: Operand) -> bytes:
@@ -229,3 +265,10 @@ def dword_memory(start: int, end: int) -> bytes:
 def qword_memory(start: int, end: int) -> bytes:
     """The 64-bit window [start, end) that a host bridge passes on, not cacheable, read-write."""
     return struct.pack("<BHBBB5Q", 0x8A, 43, 0, _FIXED, _READ_WRITE, 0, start, end - 1, 0, end - start)
+
+
+def qword_cacheable_memory(start: int, end: int) -> bytes:
+    """``QWordMemory (ResourceConsumer, , MinFixed, MaxFixed, Cacheable, ReadWrite)``: RAM at [start, end)."""
+    cacheable = 1 << 1
+    flags = _READ_WRITE | cacheable
+    return struct.pack("<BHBBB5Q", 0x8A, 43, 0, _FIXED | _CONSUMER, flags, 0, start, end - 1, 0, end - start)

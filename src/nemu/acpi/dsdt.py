@@ -7,10 +7,14 @@ resources and the processors.  The tests quote the ASL that all of it stands for
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from nemu.acpi import aml
 from nemu.acpi.tables import S5_SLEEP_TYPE, table
 from nemu.interfaces import AmlSource
+
+if TYPE_CHECKING:
+    from nemu.devices.hotplug import HotplugController
 
 # _OSC for a PCI root (PCI Firmware Specification 3.3, 4.5): no hot-plug by native or SHPC controller
 # (bits 0 and 1), but nothing of ours wants PME, AER, the PCIe capability or LTR for itself.
@@ -78,11 +82,35 @@ def motherboard(ranges: Iterable[tuple[int, int]]) -> bytes:
     )
 
 
+def slot_name(slot: int) -> str:
+    return f"S{slot:03X}"
+
+
+def pci_slots(controller: HotplugController, slots: Iterable[int]) -> bytes:
+    """The devices of the root bus that may come and go (6.1.1: ``_ADR`` of a PCI device)."""
+    return aml.scope(
+        "PCI0",
+        *(
+            aml.device(
+                slot_name(slot),
+                aml.name("_ADR", slot << 16),
+                aml.name("_SUN", slot),
+                *controller.eject_terms(slot),
+            )
+            for slot in slots
+        ),
+    )
+
+
+def processor_name(number: int) -> str:
+    return f"C{number:03X}"
+
+
 def processors(count: int) -> bytes:
     """ACPI0007 devices; ``_UID`` n is processor n of the MADT (8.4)."""
     return b"".join(
         aml.device(
-            f"C{number:03X}",
+            processor_name(number),
             aml.name("_HID", aml.string("ACPI0007")),
             aml.name("_UID", number),
             aml.name("_STA", 0x0F),

@@ -34,8 +34,8 @@ class Frontend(Protocol):
         """``write`` takes something again, after it did not take all."""
         ...
 
-    def resized(self) -> None:
-        """``size`` changed."""
+    def changed(self) -> None:
+        """``size`` or ``connected`` changed."""
         ...
 
 
@@ -58,6 +58,11 @@ class Chardev(ABC):
         """(columns, rows) of the terminal behind it, None when there is none."""
         return None
 
+    @property
+    def connected(self) -> bool:
+        """Whether somebody is at the other end.  What has left is found out by reading from it."""
+        return True
+
     @abstractmethod
     def read(self, limit: int) -> bytes:
         """At most ``limit`` (>= 1) bytes of input; b"" when there is none, then ``readable`` follows."""
@@ -65,6 +70,9 @@ class Chardev(ABC):
     @abstractmethod
     def write(self, data: memoryview) -> int:
         """Take output; the number of bytes taken.  Less than all: ``writable`` follows."""
+
+    def ended(self) -> None:  # noqa: B027
+        """The guest closed its end, and all that it had written has been taken.  It may open it again."""
 
     def close(self) -> None:
         """Give everything back: terminal mode, socket file, descriptors.  Idempotent."""
@@ -77,6 +85,10 @@ class Chardev(ABC):
     def _writable(self) -> None:
         if self.frontend:
             self.frontend.writable()
+
+    def _changed(self) -> None:
+        if self.frontend:
+            self.frontend.changed()
 
 
 class NullChardev(Chardev):

@@ -26,6 +26,10 @@ class SocketChardev(Chardev):
         self._listener = self._file.socket
         loop.add_reader(self._listener.fileno(), self._accept)
 
+    @property
+    def connected(self) -> bool:
+        return self._client is not None
+
     def read(self, limit: int) -> bytes:
         if self._client is None:
             return b""
@@ -60,6 +64,7 @@ class SocketChardev(Chardev):
         self._loop.remove_reader(self._listener.fileno())  # the next one waits in the backlog
         self._client = client
         self._output = Output(os.dup(client.fileno()), self._loop, self._writable, lambda: self._drop(client))
+        self._changed()
         self._readable()
 
     def _drop(self, client: socket.socket | None) -> None:
@@ -71,6 +76,7 @@ class SocketChardev(Chardev):
         self._client.close()
         self._client = self._output = None
         self._loop.add_reader(self._listener.fileno(), self._accept)
+        self._changed()
         self._loop.call_soon(self._writable)
 
     def _input_ready(self) -> None:

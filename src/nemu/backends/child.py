@@ -13,10 +13,10 @@ import select
 import signal
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from nemu.errors import HostError
-from nemu.interfaces import EventLoop
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STARTS, STARTS_SECONDS = 5, 60.0  # more in that time, and it is given up
@@ -27,15 +27,31 @@ _FIRST_FD = 3
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+class Watcher(Protocol):
+    """What a Child wants of an event loop."""
+
+    def add_reader(self, fd: int, callback: Callable[[], None]) -> None: ...
+
+    def remove_reader(self, fd: int) -> None: ...
+
+
 class Child:
     """``argv[0]`` with ``argv``, not yet running; ``fds`` become its descriptors 3, 4, ...
 
     ``name`` is the option that wants it, for messages; ``package`` is what to install when it is missing.
+    ``prepare`` is called in the new process just before it becomes the program, and may raise OSError.
     All calls in the main thread: when the thread that started it ends, the child ends.
     """
 
     def __init__(
-        self, name: str, argv: Sequence[str], fds: Sequence[int], loop: EventLoop, *, package: str
+        self,
+        name: str,
+        argv: Sequence[str],
+        fds: Sequence[int],
+        loop: Watcher,
+        *,
+        package: str,
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
         self.pidfd = -1  # readable when it has ended; -1 when it was not started
@@ -43,6 +59,7 @@ class Child:
         self._fds = list(fds)
         self._loop = loop
         self._package = package
+        self._prepare = prepare
         self._pid = 0
         self._stderr = -1
         self._said = b""
@@ -92,6 +109,7 @@ class Child:
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them
                 signal.signal(number, signal.SIG_DFL)
+            self._prepare()
             os.execv(program, self._argv)
         except OSError as error:
             os.write(2, f"{program}: {error.strerror}\n".encode())
@@ -99,12 +117,15 @@ class Child:
             os._exit(127)
 
     def last_words(self) -> str:
-        """The last line that it wrote to standard error, without arguments that it repeats; "" for none."""
+        """The last message that it wrote to standard error, in one line; "" for none.
+
+        A message begins with the program's name where it says that, and loses arguments that it repeats.
+        """
         self._listen()
         lines = [line.strip() for line in self._said.decode(errors="replace").splitlines() if line.strip()]
-        if not lines:
-            return ""
-        last = lines[-1]
+        name = os.path.basename(self._argv[0])
+        starts = [number for number, line in enumerate(lines) if line.startswith(f"{name}: ")]
+        last = " ".join(lines[starts[-1] if starts else -1 :])
         for option, value in itertools.pairwise(self._argv):
             last = last.replace(f"{option} {value}: ", "")
         return last[:_LINE]

@@ -224,8 +224,4 @@ class StdioChardev(Chardev):
         self._output.write(memoryview(HELP))
 
     def _winch(self, _number: int, _frame: FrameType | None) -> None:
-        self._loop.call_soon(self._resized)
-
-    def _resized(self) -> None:
-        if self.frontend:
-            self.frontend.resized()
+        self._loop.call_soon(self._changed)

@@ -19,6 +19,7 @@ from nemu.boot.image import ImageFile, Source
 from nemu.errors import ConfigError
 from nemu.memory import GuestRam
 
+_ARCHIVE_ALIGNMENT = 4  # of each archive in an initramfs (Linux: early-userspace/buffer-format.rst)
 COMMAND_LINE_SIZE = 2048  # arch/x86/include/asm/setup.h, with the NUL
 
 
@@ -65,18 +66,18 @@ def check(kernel: str, initrd: str, cmdline: str, memory: int) -> None:
                 raise file.error(f"does not fit beside the kernel into --memory {_mib(memory)}M")
 
 
-def load(memory: GuestRam, *, kernel: str, initrd: str, cmdline: str, rsdp: int) -> Entry:
+def load(memory: GuestRam, *, kernel: str, initrd: str, cmdline: str, rsdp: int, extra: bytes = b"") -> Entry:
     """Load everything; ``memory`` is zero, as after power-on.
 
-    ``initrd`` and ``cmdline`` may be ""; ``rsdp`` is the address of the ACPI RSDP.  Raises
-    ConfigError for every fault of the files; guest RAM is undefined then.
+    ``initrd`` and ``cmdline`` may be ""; ``extra`` is an archive that goes behind the initrd; ``rsdp`` is the
+    address of the ACPI RSDP.  Raises ConfigError for every fault of the files; guest RAM is undefined then.
     """
     low_end = memory.ranges[0][1]
     with _returned_buffers(), ImageFile("--kernel", kernel) as file:
         image = _parse(file, low_end)
         memory.write(layout.CMDLINE, _encode(cmdline, _cmdline_limit(image)) + b"\0")
         loaded = _load_kernel(memory, file, image, low_end)
-    placed = _load_initrd(memory, initrd, loaded, low_end) if initrd else None
+    placed = _load_initrd(memory, initrd, extra, loaded, low_end) if initrd else None
     map_entries = memory_map(memory.ranges)
     if loaded.protocol == "pvh":
         info = pvh.start_info(
@@ -181,18 +182,22 @@ def _check_fit(file: ImageFile, start: int, end: int, low_end: int) -> None:
         raise file.error(f"needs --memory {_mib(end)}M at least, not {_mib(low_end)}M")
 
 
-def _load_initrd(memory: GuestRam, path: str, kernel: _Kernel, low_end: int) -> tuple[int, int]:
-    """Load the initrd as high as it fits; its (gpa, size)."""
+def _load_initrd(memory: GuestRam, path: str, extra: bytes, kernel: _Kernel, low_end: int) -> tuple[int, int]:
+    """Load the initrd, and ``extra`` behind it, as high as they fit; their (gpa, size)."""
     with ImageFile("--initrd", path) as file:
+        behind = -(-file.size // _ARCHIVE_ALIGNMENT) * _ARCHIVE_ALIGNMENT if extra else file.size
+        size = behind + len(extra)
         top = min(low_end, kernel.initrd_addr_max + 1)
-        gpa = (top - file.size) & -layout.PAGE_SIZE
+        gpa = (top - size) & -layout.PAGE_SIZE
         if gpa < kernel.end:
-            gpa = (min(top, kernel.start) - file.size) & -layout.PAGE_SIZE
+            gpa = (min(top, kernel.start) - size) & -layout.PAGE_SIZE
         if gpa < layout.KERNEL_START:
             raise file.error(f"does not fit beside the kernel into --memory {_mib(low_end)}M")
-        memory.populate(gpa, file.size)
+        memory.populate(gpa, size)
         file.read_at(0, memory.view(gpa, file.size))
-        return gpa, file.size
+        if extra:
+            memory.write(gpa + behind, extra)
+        return gpa, size
 
 
 def _encode(cmdline: str, limit: int) -> bytes:

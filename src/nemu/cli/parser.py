@@ -101,7 +101,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments in ``argv``, whose ``run`` runs the command; ConfigError for a mistake."""
     command = next((word for word in argv if not word.startswith("-")), "")
     parser = build([command])
+    words: list[str] = []
+    if command == "run" and "--" in argv:
+        behind = list(argv).index("--")
+        argv, words = argv[:behind], list(argv[behind + 1 :])
+        if not words:
+            raise ConfigError("--", "", "needs a command behind it (nemu run --help)")
     arguments, extra = parser.parse_known_args(argv)
+    if words:
+        arguments.command_words = words
     if extra:
         _refuse(parser, command, extra[0].partition("=")[0])
     if not command:

@@ -14,8 +14,14 @@ from nemu.syntax import show_size
 # Its kernel takes some 50 MiB; below this it panics, before it could tell anybody.
 SMALL_GUEST_MEMORY = 80 * MIB
 
+COMMAND_MEMORY = "1G"  # of a guest that runs a command: as it touches it
+
 _DESCRIPTION = """\
 Start a virtual machine and wait until its guest powers off.
+
+nemu run [OPTION...] -- COMMAND [ARGUMENT...] runs a command in a throwaway guest instead. Its root is this
+host's, read-only under what it writes itself (--rw writes through); its memory is 1G unless set; input,
+output, terminal, current directory and exit status are the command's.
 
 The terminal belongs to the guest; Ctrl-A X leaves, Ctrl-A Ctrl-A sends Ctrl-A. SIGTERM presses the
 power button, a second one ends the machine at once."""
@@ -28,6 +34,9 @@ exit status:
 examples:
   nemu run
       boot nemu's small guest, which shows its CPUs, devices and tables
+  nemu run -- make test
+  nemu run --kernel arch/x86/boot/bzImage --cpus 4 --env CI -- tools/testing/run.sh 2>errors
+      run a command in a guest, the second one on a kernel just built
   nemu run --kernel /boot/vmlinuz --initrd /boot/initrd.img --append 'console=hvc0 root=/dev/vda' \\
            --disk root.img --net user --memory 2G --cpus 2
       boot a distribution's kernel from a raw image with user-mode networking
@@ -48,12 +57,17 @@ def register(subparsers: Any, name: str) -> None:
         epilog=_EPILOG,
     )
     for setting in settings():
+        if setting.words:
+            continue  # the parser has taken them away
+        optional: dict[str, Any] = {"nargs": "?", "const": "on"} if setting.flag else {}
         parser.add_argument(
             f"--{setting.option}",
+            dest=setting.option,
             metavar=setting.metavar,
             help=setting.help.replace("%", "%%"),
             action="append" if setting.many else "store",
             default=argparse.SUPPRESS,
+            **optional,
         )
     parser.add_argument("--config", metavar="FILE", help="read settings from a TOML file")
     # The emulated host hands the whole machine over to the nemu inside it.
@@ -64,7 +78,11 @@ def register(subparsers: Any, name: str) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the machine that ``arguments`` describe; gives the exit status."""
     config, options = configure(arguments)
-    if not config.kernel and not config.initrd:
+    if arguments.machine_json is not None:
+        pass  # it is complete
+    elif config.command:
+        config = _with_command(config)
+    elif not config.kernel and not config.initrd:
         config = _with_small_guest(config)
     from nemu.validate import validate
 
@@ -86,8 +104,12 @@ def configure(arguments: argparse.Namespace) -> tuple[MachineConfig, RunOptions]
 
         given = config_file.load(arguments.config)
     for setting in settings():
-        if hasattr(arguments, setting.option):
-            given[setting.option] = Given(f"--{setting.option}", getattr(arguments, setting.option))
+        name = "command_words" if setting.words else setting.option
+        if hasattr(arguments, name):
+            label = "--" if setting.words else f"--{setting.option}"
+            given[setting.option] = Given(label, getattr(arguments, name))
+    if "command" in given:
+        given.setdefault("memory", Given("--memory", COMMAND_MEMORY))
     config, options = assemble(given)
     if arguments.machine_json is not None:
         config = _machine_from(arguments.machine_json)
@@ -104,12 +126,21 @@ def _machine_from(path: str) -> MachineConfig:
         raise ConfigError("--machine-json", path, str(error)) from None
 
 
+def _with_command(config: MachineConfig) -> MachineConfig:
+    from nemu.command.prepare import prepare
+    from nemu.host import guest
+
+    return prepare(config, guest.ensure())
+
+
 def _with_small_guest(config: MachineConfig) -> MachineConfig:
     from nemu.host import guest
 
-    if config.memory < SMALL_GUEST_MEMORY:
+    if config.memory.size < SMALL_GUEST_MEMORY:
         needed = show_size(SMALL_GUEST_MEMORY)
-        raise ConfigError("--memory", show_size(config.memory), f"the small guest needs at least {needed}")
+        raise ConfigError(
+            "--memory", show_size(config.memory.size), f"the small guest needs at least {needed}"
+        )
     small = guest.ensure()
     append = f"{small.append} {config.append}".strip()
     return replace(config, kernel=small.kernel, initrd=small.initrd, append=append)

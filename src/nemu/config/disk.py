@@ -26,6 +26,7 @@ class DiskConfig(NamedTuple):
     format: str = ""  # "raw" or "qcow2"; "": raw, but nobody said so
     iops: int = 0  # requests each second, 0: no limit
     bps: int = 0  # bytes each second, 0: no limit
+    cache: str = "writeback"  # or "writethrough": what is written is on stable storage when it is done
     socket: str = ""  # then ``path`` is ""
     bus: str = "virtio"  # or "scsi": a unit of the one SCSI controller
     scsi_id: int = -1  # target and LUN there; -1: see scsi_addresses
@@ -34,7 +35,8 @@ class DiskConfig(NamedTuple):
     @property
     def in_process(self) -> bool:
         """Whether nemu serves it itself; else qemu-storage-daemon or whoever is at the socket does."""
-        return not (self.socket or self.format == "qcow2" or self.iops or self.bps)
+        daemon = self.format == "qcow2" or self.iops or self.bps or self.cache == "writethrough"
+        return not (self.socket or daemon)
 
     @classmethod
     def read(cls, value: object) -> DiskConfig:
@@ -59,6 +61,7 @@ class DiskConfig(NamedTuple):
             format=syntax.choice("raw", "qcow2"),
             iops=syntax.integer(1, LIMIT_MAX),
             bps=syntax.size,
+            cache=syntax.choice("writeback", "writethrough"),
             bus=syntax.choice("virtio", "scsi"),
             lun=syntax.integer(0, LUN_MAX),
             **{"scsi-id": syntax.integer(0, SCSI_ID_MAX)},
@@ -67,7 +70,7 @@ class DiskConfig(NamedTuple):
         given.setdefault("format", "qcow2" if given["path"].endswith(QCOW2_SUFFIX) else "")
         disk = cls(**given)
         if disk.serial and not disk.in_process:
-            raise ValueError("serial needs a raw image without limits: qemu-storage-daemon has no serials")
+            raise ValueError("serial needs a raw image and nothing else: qemu-storage-daemon has no serials")
         disk._check_bus()
         return disk
 

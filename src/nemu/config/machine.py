@@ -11,30 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 from nemu import syntax
 from nemu.config.chardev import CONSOLE, SERIAL, ChardevConfig, ChardevReader
+from nemu.config.command import CommandReader, variable
+from nemu.config.cpus import MAX_CPUS, Cpus, CpusReader, HotplugReader, Memory, MemoryReader
 from nemu.config.setting import Given, Kind, Setting, setting
 from nemu.errors import ConfigError
 
 if TYPE_CHECKING:
     from nemu.config.balloon import BalloonConfig
     from nemu.config.disk import DiskConfig
+    from nemu.config.fs import FsConfig
     from nemu.config.net import NetConfig
     from nemu.config.pmem import PmemConfig
+    from nemu.config.port import PortConfig
     from nemu.config.qmp import QmpConfig
     from nemu.config.vhost_user import VhostUserConfig
     from nemu.config.vsock import VsockConfig
 
 MIB = syntax.MIB
-MAX_CPUS = 255  # xAPIC ids
-MIN_MEMORY = 64 * MIB
-MAX_MEMORY = 1 << 51  # what 52 physical address bits reach leaves room for devices above
-
-
-def _memory(value: object) -> int:
-    size = syntax.size(value)
-    if size < MIN_MEMORY or size > MAX_MEMORY or size % MIB:
-        low, high = syntax.show_size(MIN_MEMORY), syntax.show_size(MAX_MEMORY)
-        raise ValueError(f"must be {low} to {high}, in whole MiB (a plain number is MiB)")
-    return size
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +51,34 @@ class MachineConfig:
         "",
         Setting("append", syntax.text, "TEXT", "kernel command line; console=hvc0 is nemu's console"),
     )
-    memory: int = setting(  # bytes, a multiple of 1 MiB
-        512 * MIB,
+    memory: Memory = setting(
+        Memory(),
         Setting(
             "memory",
-            _memory,
-            "SIZE",
+            MemoryReader(),
+            "SIZE[,max=SIZE,slots=N]",
             "RAM such as 512M, 1.5G or 1T, a plain number is MiB; host memory is taken only as the guest "
-            "touches it (default: 512M)",
+            "touches it; with max and slots more can be plugged in (default: 512M)",
         ),
     )
-    cpus: int = setting(
-        1, Setting("cpus", syntax.integer(1, MAX_CPUS), "N", f"number of CPUs, 1 to {MAX_CPUS} (default: 1)")
+    cpus: Cpus = setting(
+        Cpus(),
+        Setting(
+            "cpus",
+            CpusReader(),
+            "N[,max=N]",
+            f"number of CPUs, 1 to {MAX_CPUS}; up to max of them with those plugged in later (default: 1)",
+        ),
+    )
+    hotplug: tuple[str, ...] = setting(
+        ("auto",),
+        Setting(
+            "hotplug",
+            HotplugReader(),
+            "auto|none|KIND[,KIND]",
+            "what can be plugged in while the guest runs, of cpu, memory and pci; auto is what --cpus and "
+            "--memory leave room for (default: auto)",
+        ),
     )
     irqchip: str = setting(
         "split",
@@ -86,7 +95,8 @@ class MachineConfig:
             "disk",
             Kind("disk", "DiskConfig"),
             "PATH[,readonly=on|off][,serial=TEXT][,queues=N][,format=raw|qcow2][,iops=N][,bps=SIZE]"
-            "[,bus=virtio|scsi[,scsi-id=N][,lun=N]]|vhost-user=SOCKET[,queues=N]",
+            "[,cache=writeback|writethrough][,bus=virtio|scsi[,scsi-id=N][,lun=N]]"
+            "|vhost-user=SOCKET[,queues=N]",
             "virtio disk on a raw or qcow2 image, on a block device, or by vhost-user on the back end at "
             "SOCKET; with bus=scsi a disk of the one virtio SCSI controller; repeat for more; a comma in "
             "PATH is written twice",
@@ -123,6 +133,19 @@ class MachineConfig:
             device=True,
         ),
     )
+    filesystems: tuple[FsConfig, ...] = setting(
+        (),
+        Setting(
+            "fs",
+            Kind("fs", "FsConfig"),
+            "tag=TAG,dir=DIR[,readonly=on|off][,cache=auto|always|never]|tag=TAG,socket=SOCKET",
+            "virtio file system that the guest mounts as TAG (type virtiofs): the directory DIR, by a "
+            "virtiofsd that nemu starts, or what the virtiofsd at SOCKET shares; repeat for more",
+            many=True,
+            path_keys=("dir", "socket"),
+            device=True,
+        ),
+    )
     rng: bool = setting(
         True, Setting("rng", syntax.switch, "on|off", "virtio entropy device (default: on)", device=True)
     )
@@ -154,10 +177,10 @@ class MachineConfig:
         "off",
         Setting(
             "watchdog",
-            syntax.choice("off", "reset", "poweroff", "panic", "none"),
-            "off|reset|poweroff|panic|none",
+            syntax.choice("off", "reset", "poweroff", "panic", "pause", "none"),
+            "off|reset|poweroff|panic|pause|none",
             "a watchdog, and what happens when the guest does not feed it; panic ends nemu with status 3, "
-            "none is only a line (default: off)",
+            "pause waits for a QMP client (cont), none is only a line (default: off)",
         ),
     )
     cloud_init: str = setting(
@@ -194,6 +217,18 @@ class MachineConfig:
             paths=True,
         ),
     )
+    ports: tuple[PortConfig, ...] = setting(
+        (),
+        Setting(
+            "port",
+            Kind("port", "PortConfig"),
+            "name=NAME,socket=PATH|file=PATH|stdio",
+            "virtio port for a program in the guest, such as an agent, which opens /dev/virtio-ports/NAME; "
+            "repeat for more",
+            many=True,
+            path_keys=("socket", "file"),
+        ),
+    )
     serial: ChardevConfig = setting(
         ChardevConfig("off"),
         Setting(
@@ -204,6 +239,55 @@ class MachineConfig:
             paths=True,
         ),
     )
+
+    command: tuple[str, ...] = setting(
+        (),
+        Setting(
+            "command",
+            CommandReader(),
+            "COMMAND...",
+            "run COMMAND in a throwaway guest whose root is this host's; nemu's exit status is the command's",
+            words=True,
+        ),
+    )
+    root: str = setting(
+        "",
+        Setting(
+            "root", syntax.path, "DIR", "the command's root directory (default: this host's, /)", paths=True
+        ),
+    )
+    rw: bool = setting(
+        False,
+        Setting(
+            "rw",
+            syntax.switch,
+            "on|off",
+            "let the command write to that directory; else what it writes goes with the guest (default: off)",
+            flag=True,
+        ),
+    )
+    directory: str = setting(  # "": settled from where nemu is run
+        "",
+        Setting("cwd", syntax.path, "DIR", "the command's directory in its root (default: the current one)"),
+    )
+    env: tuple[str, ...] = setting(
+        (),
+        Setting(
+            "env",
+            variable,
+            "NAME[=VALUE]",
+            "a variable of the command's environment besides PATH, HOME, TERM, LANG and their like; without "
+            "=VALUE it is passed on; repeat for more",
+            many=True,
+        ),
+    )
+
+    def can_plug(self, kind: str) -> bool:
+        """Whether things of ``kind`` ("cpu", "memory", "pci") come and go in this machine."""
+        if self.hotplug != ("auto",):
+            return kind in self.hotplug
+        room = {"cpu": self.cpus.maximum > self.cpus.present, "memory": self.memory.slots > 0}
+        return room.get(kind, False)
 
     def to_json(self) -> str:
         """The machine as JSON text that ``from_json`` reads back to an equal one."""
@@ -220,10 +304,10 @@ class MachineConfig:
             values = json.loads(text)
             for item in fields(cls):
                 how: Setting = item.metadata["setting"]
-                if load := getattr(how.read, "load", None):
-                    given = values[item.name]
-                    if given is not None or item.default is not None:
-                        values[item.name] = tuple(map(load, given)) if how.many else load(given)
+                given = values[item.name]
+                if given is not None or item.default is not None:
+                    load = getattr(how.read, "load", lambda value: value)
+                    values[item.name] = tuple(map(load, given)) if how.many else load(given)
             return cls(**values)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise ValueError(f"not a machine that nemu wrote ({error})") from None

@@ -62,8 +62,8 @@ class NetConfig(NamedTuple):
     queues: int = 1
     vhost: str = "auto"
     vhostfds: tuple[int, ...] = ()
-    forward: tuple[Forward, ...] = ()
     socket: str = ""  # of the vhost-user back end
+    forward: tuple[Forward, ...] = ()
     mac: str = ""  # "": a stable locally administered address, different for each device
 
     def __str__(self) -> str:
@@ -106,8 +106,7 @@ class NetConfig(NamedTuple):
         if "fd" in given:
             given["fds"] = (given.pop("fd"),)
         backend = backends.pop().removesuffix("s")
-        socket = given.pop("vhost-user", "")
-        return cls(backend=backend, socket=socket, **given)._consistent(given)
+        return cls(backend=backend, socket=given.pop("vhost-user", ""), **given)._consistent(given)
 
     @classmethod
     def load(cls, values: Mapping[str, Any]) -> NetConfig:

@@ -19,6 +19,8 @@ class Setting(NamedTuple):
     many: bool = False
     paths: bool = False  # names files: relative ones in a configuration file start at its folder
     path_keys: tuple[str, ...] = ()  # the same for those parts KEY=PATH
+    words: bool = False  # what follows "--" on the command line
+    flag: bool = False  # given without a value it is on
     device: bool = False  # each of them takes a slot of the PCI bus
 
 

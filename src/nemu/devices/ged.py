@@ -36,6 +36,9 @@ class Event(IntFlag):
     """The bits of PENDING.  A hot-plug controller adds its bit, and its AML to ``handlers``."""
 
     POWER_BUTTON = 1 << 0
+    CPU = 1 << 1
+    MEMORY = 1 << 2
+    PCI = 1 << 3
 
 
 REGISTERS = RegisterMap([(Register.PENDING, 0, 4), (Register.ACKNOWLEDGE, 4, 4)], 8)

@@ -22,6 +22,8 @@ MODULES = (
     "virtio_blk",
     "virtio_net",
     "virtio-rng",
+    "virtiofs",
+    "overlay",  # with virtiofs: the root of `nemu run -- COMMAND`
     "button",  # with evdev: the power button
     "evdev",
     "virtio_pmem",  # with nd_pmem: --pmem

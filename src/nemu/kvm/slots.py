@@ -35,6 +35,7 @@ class MemorySlots:
         self._vm = vm
         self._free: list[int] = []
         self._next = 0
+        self._regions: dict[int, int] = {}  # gpa -> slot
         self._mapped: dict[int, tuple[int, Pages]] = {}  # gpa -> slot; holds the pages while KVM does
 
     def add_ram(self, ram: GuestRam) -> None:
@@ -43,7 +44,14 @@ class MemorySlots:
 
     def add_region(self, region: Region, *, readonly: bool = False) -> None:
         """Show a region of guest memory to the guest; its writes exit only where ``readonly``."""
-        self._vm.set_memory(self._take(), region.gpa, region.size, region.host_address, readonly=readonly)
+        slot = self._regions[region.gpa] = self._take()
+        self._vm.set_memory(slot, region.gpa, region.size, region.host_address, readonly=readonly)
+
+    def remove_region(self, region: Region) -> None:
+        """Take a region away from the guest."""
+        slot = self._regions.pop(region.gpa)
+        self._vm.set_memory(slot, region.gpa, 0, 0)
+        self._free.append(slot)
 
     def map_pages(self, pages: Pages, gpa: int, *, readonly: bool = True) -> None:
         """Show ``pages`` to the guest at ``gpa``; unless ``readonly`` its writes do not exit either."""

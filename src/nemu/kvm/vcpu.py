@@ -68,6 +68,7 @@ class VcpuThread(threading.Thread):
         self._kickable = False
         self.exits: Counter[str] = Counter()
         self.first_run = 0.0
+        self.ended: Callable[[], None] = lambda: None  # called last of all, in this thread
 
     def stop(self) -> None:
         """Ask the thread to end; it does so after the exit at hand.  From any thread."""
@@ -115,6 +116,7 @@ class VcpuThread(threading.Thread):
         finally:
             with self._kick_lock:
                 self._kickable = False
+            self.ended()
 
     def _enter(self) -> bool:
         """Run the guest until the next exit; False where there is none to handle."""

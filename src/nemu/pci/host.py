@@ -68,6 +68,16 @@ class HostBridge:
         """The lowest device number without a function."""
         return next((slot for slot in range(DEVICES) if slot not in self._functions), None)
 
+    def is_free(self, slot: int) -> bool:
+        """Whether a function can be put into device ``slot``."""
+        return 0 <= slot < DEVICES and slot not in self._functions
+
+    def remove_function(self, slot: int) -> None:
+        """Device ``slot``, whose function was closed, reads all-ones from now on."""
+        del self._functions[slot]
+        start = slot * 8 * SIZE
+        self._pages.view[start : start + SIZE] = b"\xff" * SIZE
+
     def inert_registers(self) -> Iterator[int]:
         """Offsets in ECAM of BAR and ROM registers that are wired to 0; a guest writes each to size it."""
         for slot, function in self._functions.items():

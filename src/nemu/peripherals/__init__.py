@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nemu.interfaces import BlockInfo, ChardevInfo
     from nemu.loop import Loop
     from nemu.machine import Machine
+    from nemu.peripherals.command import Command
     from nemu.virtio.device import VirtioDevice
 
 # (field of MachineConfig, module here, class), in the order of their slots on the bus behind the console's.
@@ -28,7 +29,10 @@ KINDS = (
     ("cloud_init", "cloud_init", "CloudInit"),
     ("nets", "nets", "Nets"),
     ("vhost_users", "vhost_users", "VhostUsers"),
+    ("filesystems", "filesystems", "Filesystems"),
     ("rng", "rng", "Rng"),
+    ("ports", "ports", "Ports"),
+    ("command", "command", "Command"),
     ("pmems", "pmems", "Pmems"),
     ("balloon", "balloon", "BalloonDevice"),
     ("vsock", "vsock", "Vsock"),
@@ -58,6 +62,8 @@ class Peripherals:
                 if getattr(config, field):
                     kind: type[Peripheral] = getattr(import_module(f"nemu.peripherals.{module}"), name)
                     self._open.append(kind(run))
+            # It has another look than the other kinds: the run ends with it.
+            self.command: Command | None = self._open[-1] if config.command else None  # type: ignore[assignment]
             self.watchdog = _sticky() if config.watchdog != "off" else None
             self._consoles = Consoles(run)
             self._open.insert(0, self._consoles)
@@ -74,6 +80,11 @@ class Peripherals:
     def console_opened(self) -> bool:
         """Whether the guest of the latest machine has ever started its console driver."""
         return self._consoles.opened
+
+    @property
+    def initramfs(self) -> bytes:
+        """An archive that the guest finds in its initramfs besides what the user gave, b"" for none."""
+        return self.command.initramfs if self.command else b""
 
     def ready(self) -> None:
         """Wait for the programs that were started; before the guest first runs.  Raises HostError."""

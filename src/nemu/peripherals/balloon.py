@@ -19,7 +19,7 @@ class BalloonDevice(Peripheral):
 
     def _open(self, run: Run) -> None:
         assert run.config.balloon
-        memory = run.config.memory
+        memory = run.config.memory.size
         self._balloon = Balloon(memory, memory - run.config.balloon.size)
         self._told = memory
         self._emit = run.emit

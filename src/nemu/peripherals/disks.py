@@ -24,7 +24,7 @@ class Disks(Peripheral):
     """Every disk of the machine."""
 
     def _open(self, run: Run) -> None:
-        self._queues = min(run.config.cpus, DEFAULT_QUEUES)
+        self._queues = min(run.config.cpus.present, DEFAULT_QUEUES)
         self._disks = [self._keep(self._open_disk(disk)) for disk in run.config.disks]
 
     def _open_disk(self, disk: DiskConfig) -> Disk | VhostUserDisk:

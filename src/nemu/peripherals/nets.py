@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
-from nemu.errors import HostError
+from nemu.errors import ConfigError, HostError
 from nemu.peripherals.kind import Peripheral, Run, warn
 from nemu.virtio.net import VirtioNet, stable_mac
 
@@ -27,8 +27,8 @@ class Nets(Peripheral):
         self._starting: list[Passt] = []
         self._ports = [self._open_port(net) for net in run.config.nets]
 
-    def _open_port(self, net: NetConfig) -> NetBackend | VhostUserNet | list[NetPlane]:
-        """The backend of ``net``, or what serves it in the host kernel or in another process."""
+    def _open_port(self, net: NetConfig) -> NetBackend | list[NetPlane] | VhostUserNet:
+        """The backend of ``net``, or what serves it in the host kernel or another process."""
         if net.backend == "vhost-user":
             from nemu.vhost.user.net import VhostUserNet
 
@@ -46,7 +46,10 @@ class Nets(Peripheral):
         from nemu.backends.tap import inherited_tap, open_tap
 
         if net.backend == "fd":
-            return [self._keep(inherited_tap(fd)) for fd in net.fds]
+            taps = [self._keep(inherited_tap(fd)) for fd in net.fds]
+            if len({tap.name for tap in taps}) > 1:
+                raise ConfigError("--net", str(net), "must be queues of one tap")
+            return taps
         return [self._keep(open_tap(net.tap, queues=net.queues)) for _ in range(net.queues)]
 
     def _open_planes(self, net: NetConfig, taps: list[Tap]) -> list[NetPlane]:
@@ -71,15 +74,13 @@ class Nets(Peripheral):
     def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
         for number, (config, port) in enumerate(zip(self._config.nets, self._ports, strict=True)):
             name = f"virtio-net{number}"
-            given = bytes.fromhex(config.mac.replace(":", ""))
+            identity = port[0].tap.name if isinstance(port, list) else port.name
+            mac = bytes.fromhex(config.mac.replace(":", "")) or stable_mac(f"{identity} {number}")
             if isinstance(port, list):
                 from nemu.vhost.net import VhostNet
 
-                mac = given or stable_mac(f"{port[0].tap.name} {number}")
                 yield VhostNet(name, port, mac, ram=machine.ram, loop=machine.loop, warn=warn)
-                continue
-            mac = given or stable_mac(f"{port.name} {number}")
-            if config.backend == "vhost-user":
+            elif config.backend == "vhost-user":
                 yield cast("VhostUserNet", port).device(name, mac, machine.ram)
             else:
                 yield VirtioNet(name, cast("NetBackend", port), mac, machine.loop, warn)

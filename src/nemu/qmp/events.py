@@ -33,6 +33,15 @@ class PanicAction(Enum):
     RUN = "run"
 
 
+class WatchdogAction(Enum):
+    """What follows when the guest did not feed its watchdog (WatchdogAction)."""
+
+    RESET = "reset"
+    POWEROFF = "poweroff"
+    PAUSE = "pause"
+    NONE = "none"
+
+
 class EndData(NamedTuple):
     """Of SHUTDOWN and RESET."""
 
@@ -44,20 +53,12 @@ class PanicData(NamedTuple):
     action: Annotated[PanicAction, "what nemu does then"]
 
 
-class BalloonData(NamedTuple):
-    actual: Annotated[int, "bytes of memory that the guest has now"]
-
-
-class WatchdogAction(Enum):
-    """WatchdogAction."""
-
-    RESET = "reset"
-    POWEROFF = "poweroff"
-    NONE = "none"
-
-
 class WatchdogData(NamedTuple):
     action: Annotated[WatchdogAction, "what nemu does then"]
+
+
+class BalloonData(NamedTuple):
+    actual: Annotated[int, "bytes of memory that the guest has now"]
 
 
 class Event(NamedTuple):

@@ -147,6 +147,8 @@ class ScsiDisk:
         if size == 0:
             return Reply()
         sync = cdb.opcode != op.WRITE_6 and bool(cdb.raw[1] & _FUA)
+        if not sync and size <= MAX_CACHED and self.disk.write_cached(views, offset):
+            return Reply(transferred=size)
         return partial(_io, partial(self.disk.write, views, offset, sync=sync), WRITE_ERROR, size)
 
     def _verify(self, cdb: Cdb, outgoing: iovec.Iovec, incoming: iovec.Iovec) -> Reply | Io:

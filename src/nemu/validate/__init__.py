@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from nemu.config import MachineConfig, RunOptions, Setting
     from nemu.config.chardev import ChardevConfig
 
+_NEEDS_COMMAND = "needs a command after --"
 MAX_DEVICES = 31  # functions 0 of bus 0, less the host bridge
 # (field of MachineConfig, module here whose ``check`` takes its value)
 KINDS = (
     ("disks", "disks"),
     ("nets", "nets"),
+    ("filesystems", "filesystems"),
+    ("ports", "ports"),
     ("pmems", "pmems"),
     ("cloud_init", "cloud_init"),
     ("vhost_users", "vhost_users"),
@@ -33,6 +36,7 @@ KINDS = (
 
 def validate(config: MachineConfig, options: RunOptions) -> None:
     """Raise ConfigError for the first thing in ``config`` or ``options`` that cannot work."""
+    _check_command(config)
     _check_boot(config)
     _check_count(config)
     _check_balloon(config)
@@ -41,14 +45,26 @@ def validate(config: MachineConfig, options: RunOptions) -> None:
             import_module(f"nemu.validate.{module}").check(value)
     _check_chardev("--console", config.console)
     _check_chardev("--serial", config.serial)
-    if config.serial.kind == config.console.kind == "stdio":
-        raise ConfigError("--serial", "stdio", "the console has stdio already; add --console null")
-    if config.serial.path and config.serial == config.console:
-        raise ConfigError("--serial", f"file={config.serial.path}", "the console writes to this file already")
+    _check_shared(config)
     if options.qmp:
         import_module("nemu.validate.qmp").check(options.qmp)
     if options.report:
         paths.output("--report", options.report)
+
+
+def _check_command(config: MachineConfig) -> None:
+    if config.command:
+        stdio = [config.serial, *(port.chardev for port in config.ports)]
+        if any(chardev.kind == "stdio" for chardev in stdio):
+            option = "--serial" if config.serial.kind == "stdio" else "--port"
+            raise ConfigError(option, "stdio", "standard input and output are the command's")
+        paths.directory("--root", config.root, config.root)
+        return
+    for option, value in (("root", config.root), ("cwd", config.directory), ("env", config.env)):
+        if value:
+            raise ConfigError(f"--{option}", str(value if option != "env" else value[0]), _NEEDS_COMMAND)
+    if config.rw:
+        raise ConfigError("--rw", "", _NEEDS_COMMAND)
 
 
 def _check_boot(config: MachineConfig) -> None:
@@ -59,7 +75,7 @@ def _check_boot(config: MachineConfig) -> None:
         paths.readable("--initrd", config.initrd)
     from nemu.boot import loader
 
-    loader.check(config.kernel, config.initrd, config.append, config.memory)
+    loader.check(config.kernel, config.initrd, config.append, config.memory.size)
 
 
 def _check_count(config: MachineConfig) -> None:
@@ -69,15 +85,36 @@ def _check_count(config: MachineConfig) -> None:
         if how.device:
             value = getattr(config, item.name)
             counts[f"--{how.option}"] = _slots(value) if how.many else bool(value)
+    counts["--port"] = bool(config.ports) + bool(config.command)  # one device for all
     count = 1 + sum(counts.values())  # the console
     if count > MAX_DEVICES:
         most = max(counts, key=lambda option: counts[option])
         raise ConfigError(most, "", f"{count} devices do not fit the bus: at most {MAX_DEVICES} in all")
 
 
+def _check_shared(config: MachineConfig) -> None:
+    """Standard input and output, a file or a socket serve one of them."""
+    serial = config.serial
+    if serial.kind == config.console.kind == "stdio":
+        raise ConfigError("--serial", "stdio", "the console has stdio already; add --console null")
+    if serial.path and serial == config.console:
+        raise ConfigError("--serial", f"file={serial.path}", "the console writes to this file already")
+    for port in config.ports:
+        for name, other in (("console", config.console), ("serial port", serial)):
+            if port.chardev == other:
+                remedy = "; add --console null" if other is config.console else ""
+                raise ConfigError(
+                    "--port", f"name={port.name}", f"the {name} has {_place(other)} already{remedy}"
+                )
+
+
+def _place(chardev: ChardevConfig) -> str:
+    return f"{chardev.kind}={chardev.path}" if chardev.path else chardev.kind
+
+
 def _check_balloon(config: MachineConfig) -> None:
-    if config.balloon and config.balloon.size >= config.memory:
-        problem = f"must be less than the {syntax.show_size(config.memory)} of --memory"
+    if config.balloon and config.balloon.size >= config.memory.size:
+        problem = f"must be less than the {syntax.show_size(config.memory.size)} of --memory"
         raise ConfigError("--balloon", syntax.show_size(config.balloon.size), problem)
 
 

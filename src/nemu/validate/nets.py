@@ -11,7 +11,7 @@ from nemu.validate import paths
 
 def check(nets: tuple[NetConfig, ...]) -> None:
     """Raise ConfigError for the first network card that cannot work."""
-    taps: set[str] = set()
+    names: set[str] = set()
     fds: set[int] = set()
     for index, net in enumerate(nets):
         for key in ("fds", "vhostfds"):
@@ -22,9 +22,9 @@ def check(nets: tuple[NetConfig, ...]) -> None:
                 fds.add(fd)
         if net.backend == "vhost-user":
             paths.listening("--net", str(net), net.socket)
-        if net.tap in taps:
-            raise ConfigError("--net", str(net), "is given twice; a tap serves one network card")
-        taps |= {net.tap} if net.tap else set()
+        if net.backend in ("tap", "vhost-user") and str(net) in names:
+            raise ConfigError("--net", str(net), "is given twice; it serves one network card")
+        names.add(str(net))
         for other in nets[:index]:
             _check_pair(net, other)
         for forward in net.forward:
@@ -32,8 +32,6 @@ def check(nets: tuple[NetConfig, ...]) -> None:
 
 
 def _check_pair(net: NetConfig, other: NetConfig) -> None:
-    if net.socket and net.socket == other.socket:
-        raise ConfigError("--net", str(net), "is given twice; it serves one network card")
     if net.mac and net.mac == other.mac:
         raise ConfigError("--net", str(net), f"mac={net.mac} is given twice")
     for one in net.forward:

@@ -60,6 +60,18 @@ def listening(option: str, value: str, path: str) -> None:
         raise ConfigError(option, value, "cannot be connected to (permission denied)")
 
 
+def directory(option: str, value: str, path: str) -> None:
+    """Raise ConfigError unless ``path``, given in ``value``, is a directory that one may enter."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise ConfigError(option, value, (error.strerror or str(error)).lower()) from None
+    if not stat.S_ISDIR(found.st_mode):
+        raise ConfigError(option, value, "must be a directory")
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise ConfigError(option, value, "cannot be read (permission denied)")
+
+
 def folder(option: str, path: str) -> None:
     """Raise ConfigError unless a file can be made in the directory of ``path``."""
     folder = os.path.dirname(path) or "."
@@ -73,7 +85,7 @@ def image(option: str, path: str, readonly: bool) -> os.stat_result:
     """Raise ConfigError unless ``path`` is a file or a block device that can be used so."""
     found = readable(option, path)
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISBLK(found.st_mode)):
-        raise ConfigError(option, path, "must be a raw image or a block device")
+        raise ConfigError(option, path, "must be an image or a block device")
     if not readonly and not os.access(path, os.W_OK):
         raise ConfigError(option, path, "cannot be written; add ,readonly=on")
     return found

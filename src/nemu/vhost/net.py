@@ -153,7 +153,8 @@ class VhostNet(VhostDevice):
 
     def _link_changed(self) -> None:
         self._links.clear()
-        self._try(self._check_link)
+        if is_up(self):
+            self._try(self._check_link)
 
     def _check_link(self) -> None:
         try:

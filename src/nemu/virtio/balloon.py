@@ -110,6 +110,7 @@ class _Active:
     deflate: Queue | None
     stats: Queue | None
     held: int = -1  # the statistics buffer, which goes back to ask for new ones
+    resuming: set[int] = field(default_factory=set)  # queues that the loop comes back to by itself
 
 
 class VirtioBalloon(VirtioDevice):
@@ -180,7 +181,7 @@ class VirtioBalloon(VirtioDevice):
 
     def notify(self, index: int) -> None:
         active = self._active
-        if active is None:
+        if active is None or index in active.resuming:  # a driver that notifies in a loop gets no more turns
             return
         if reclaim := active.reclaims.get(index):
             more = reclaim.turn(self._ram)
@@ -191,7 +192,13 @@ class VirtioBalloon(VirtioDevice):
         else:
             return
         if more:
-            again(self._loop, active.transport, lambda: self.notify(index))
+            active.resuming.add(index)
+            again(self._loop, active.transport, lambda: self._resume(active, index))
+
+    def _resume(self, active: _Active, index: int) -> None:
+        active.resuming.discard(index)
+        if active is self._active:
+            self.notify(index)
 
     def deactivate(self, done: Callable[[], None]) -> None:
         self._active = None

@@ -41,6 +41,7 @@ class _Active:
     transport: Transport
     waiting: list[_Request] = field(default_factory=list)
     flushing: bool = False
+    resuming: bool = False  # the loop comes back by itself
     done: Callable[[], None] | None = None
 
     def answer(self, requests: list[_Request], result: int) -> None:
@@ -69,12 +70,18 @@ class VirtioPmem(VirtioDevice):
 
     def notify(self, index: int) -> None:
         active = self._active
-        if active is None:
+        if active is None or active.resuming:
             return
         more = drain(active.queue, lambda chain: self._take(active, chain))
         self._flush(active)
         if more:
-            again(self._loop, active.transport, lambda: self.notify(index))
+            active.resuming = True
+            again(self._loop, active.transport, lambda: self._resume(active))
+
+    def _resume(self, active: _Active) -> None:
+        active.resuming = False
+        if active is self._active:
+            self.notify(0)
 
     def deactivate(self, done: Callable[[], None]) -> None:
         active, self._active = self._active, None

@@ -6,7 +6,15 @@ import random
 
 from tiny import devices
 from tiny.case import CASES as CASES
-from tiny.cases import interrupts, life_cycle, pci, platform, queues, two_cpus  # noqa: F401 (each registers its cases)
+from tiny.cases import (  # noqa: F401 (each registers its cases)
+    interrupts,
+    life_cycle,
+    memory,
+    pci,
+    platform,
+    queues,
+    two_cpus,
+)
 from tiny.program import Program
 
 

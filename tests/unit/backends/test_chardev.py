@@ -42,7 +42,7 @@ class Guest:
     def writable(self) -> None:
         self.writable_calls += 1
 
-    def resized(self) -> None:
+    def changed(self) -> None:
         self.resizes.append(self.backend.size)
 
 

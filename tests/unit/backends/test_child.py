@@ -75,12 +75,12 @@ def test_signals_are_as_a_program_expects_them() -> None:
 
 def test_its_last_words_are_kept_without_the_arguments_that_it_repeats() -> None:
     loop = FakeLoop()
-    script = "echo first >&2; echo 'sh: --file a,b: is broken' >&2; exit 1"
+    script = "echo first >&2; echo 'sh: --file a,b: is broken' >&2; echo 'Why? ' >&2; exit 1"
     child = Child("--test", ["sh", "-c", script, "--file", "a,b"], [], loop, package="dash")
     child.start()
     assert ended(child)
     loop.settle()
-    assert child.last_words() == "sh: is broken"
+    assert child.last_words() == "sh: is broken Why?"
     child.close()
 
 
@@ -142,7 +142,10 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_it_does_not_survive_a_nemu_that_is_killed() -> None:
-    done = subprocess.run([sys.executable, "-c", _PARENT], capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", _PARENT], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == -signal.SIGKILL
     process = Path(f"/proc/{int(done.stdout)}")
     deadline = time.monotonic() + 10

@@ -12,7 +12,8 @@ import pytest
 
 from nemu import validate
 from nemu.cli import main, parser, run
-from nemu.config import MachineConfig, RunOptions
+from nemu.config import MachineConfig, RunOptions, Setting, settings
+from nemu.config.cpus import Cpus, Memory
 from nemu.config.disk import DiskConfig
 
 
@@ -69,12 +70,17 @@ def test_options_make_a_machine() -> None:
             kernel="k",
             initrd="i",
             append="console=hvc0 quiet",
-            memory=1 << 30,
-            cpus=4,
+            memory=Memory(1 << 30, 1 << 30),
+            cpus=Cpus(4, 4),
             disks=(DiskConfig("a"), DiskConfig("b", readonly=True)),
         ),
         RunOptions(timeout=5),
     )
+
+
+def test_an_option_of_two_words_arrives() -> None:
+    config, _ = settings_of("--vhost-user", "type=2,socket=s", "--vhost-user", "type=18,socket=t")
+    assert [device.socket for device in config.vhost_users] == ["s", "t"]
 
 
 def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
@@ -82,13 +88,13 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     file.write_text('kernel = "k"\nmemory = "1G"\ncpus = 4\ndisk = ["/a", "/b"]\nhost = "native"\n')
     config, options = settings_of("--config", str(file), "--cpus", "2", "--disk", "c")
     assert config == MachineConfig(
-        kernel=f"{tmp_path}/k", memory=1 << 30, cpus=2, disks=(DiskConfig("c"),)
+        kernel=f"{tmp_path}/k", memory=Memory(1 << 30, 1 << 30), cpus=Cpus(2, 2), disks=(DiskConfig("c"),)
     )  # fmt: skip
     assert options.host == "native"
 
 
 def test_the_emulated_host_hands_the_machine_over(tmp_path: Path) -> None:
-    described = MachineConfig(kernel="k", cpus=3, disks=(DiskConfig("d", serial="s"),))
+    described = MachineConfig(kernel="k", cpus=Cpus(3, 3), disks=(DiskConfig("d", serial="s"),))
     (tmp_path / "machine").write_text(described.to_json())
     config, options = settings_of("--machine-json", f"{tmp_path}/machine", "--host", "native")
     assert (config, options) == (described, RunOptions(host="native"))
@@ -120,7 +126,9 @@ def test_a_named_host_is_not_probed(hosts: Hosts, host: str) -> None:
 
 def test_without_a_kernel_the_small_guest_boots(hosts: Hosts) -> None:
     main(["run", "--append", "-- ls", "--cpus", "2"])
-    expected = MachineConfig(kernel="small-kernel", initrd="small-initrd", append="quiet -- ls", cpus=2)
+    expected = MachineConfig(
+        kernel="small-kernel", initrd="small-initrd", append="quiet -- ls", cpus=Cpus(2, 2)
+    )
     assert hosts.asked[0][1] == expected
 
 
@@ -128,3 +136,12 @@ def test_the_small_guest_has_its_own_least_memory(hosts: Hosts, capsys: pytest.C
     assert main(["run", "--memory", "64M"]) == 2
     assert capsys.readouterr().err == "nemu: --memory 64M: the small guest needs at least 80M\n"
     assert hosts.asked == []
+
+
+# What is written behind "--" is no option.
+@pytest.mark.parametrize(
+    "setting", [one for one in settings() if not one.words], ids=lambda setting: setting.option
+)
+def test_every_option_reaches_the_settings(setting: Setting) -> None:
+    arguments = parser.build(["run"]).parse_args(["run", f"--{setting.option}", "value"])
+    assert hasattr(arguments, setting.option)

@@ -84,6 +84,26 @@ def test_it_can_be_stopped(bench: Bench) -> None:
     assert (bench.barks, bench.read(CONTROL)) == (0, 0)
 
 
+def test_the_time_of_a_paused_machine_does_not_count(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    bench.write(CONTROL, 1)
+    now += 10
+    bench.device.stop()
+    bench.timer.expire()  # an hour later
+    now += 3600
+    bench.device.start()
+    assert bench.barks == 0
+    assert round(bench.timer.seconds) == 20
+    assert bench.read(REMAINING) == 200
+    bench.timer.expire()
+    assert bench.barks == 1
+    timers = len(bench.loop.timers)
+    for call in (bench.device.stop, bench.device.start, bench.device.start):  # of one that is stopped
+        call()
+    assert (len(bench.loop.timers), bench.read(CONTROL)) == (timers, 0)
+
+
 def test_a_machine_that_ends_leaves_no_timer(bench: Bench) -> None:
     bench.write(CONTROL, 1)
     bench.device.close()

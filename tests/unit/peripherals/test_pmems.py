@@ -73,7 +73,7 @@ def loop() -> FakeLoop:
 
 
 def open_pmems(loop: FakeLoop, *pmems: PmemConfig) -> Pmems:
-    return Pmems(Run(MachineConfig(pmems=pmems), loop, lambda: None))  # type: ignore[arg-type]
+    return Pmems(Run(MachineConfig(pmems=pmems), loop, lambda: None, lambda name, **data: None))  # type: ignore[arg-type]
 
 
 def make(pmems: Pmems, machine: Any) -> list[str]:

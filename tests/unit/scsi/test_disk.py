@@ -119,6 +119,8 @@ def test_fua_reaches_stable_storage(rig: Rig, monkeypatch: pytest.MonkeyPatch) -
     real = os.pwritev
 
     def pwritev(fd: int, buffers: list[memoryview], offset: int, flags: int) -> int:
+        if flags & os.RWF_NOWAIT:
+            raise BlockingIOError
         seen.append(flags)
         return real(fd, buffers, offset, flags)
 

@@ -156,6 +156,15 @@ def test_the_work_of_a_turn_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyP
     assert turns >= 8
 
 
+def test_a_driver_that_notifies_in_a_loop_gets_no_more_turns(bench: Bench) -> None:
+    bench.pages(*range(FIRST, 1024, 2))
+    for _ in range(10):
+        bench.device.notify(0)
+    assert len(bench.loop.soon) == 1
+    bench.loop.settle()
+    assert len(bench.inflate.collect()) == 1
+
+
 def test_a_huge_report_is_given_back_in_pieces(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, int]] = []
     monkeypatch.setattr(bench.ram, "discard", lambda *one: calls.append(one))

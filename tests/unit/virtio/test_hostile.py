@@ -34,6 +34,7 @@ from nemu.virtio.console import VirtioConsole
 from nemu.virtio.device import VirtioDevice
 from nemu.virtio.net import VirtioNet
 from nemu.virtio.pmem import VirtioPmem
+from nemu.virtio.ports import NamedPort, VirtioPorts
 from nemu.virtio.queue import Queue
 from nemu.virtio.rng import VirtioRng
 from nemu.virtio.scsi import VirtioScsi
@@ -121,7 +122,9 @@ def sockets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VsockSocket]:
     opened.close()
 
 
-@pytest.fixture(params=["balloon", "blk", "console", "net", "pmem", "rng", "scsi", "vhost-net", "vsock"])
+@pytest.fixture(
+    params=["balloon", "blk", "console", "net", "pmem", "ports", "rng", "scsi", "vhost-net", "vsock"]
+)
 def make(request: pytest.FixtureRequest, disk: Disk, planes: list[NetPlane], sockets: VsockSocket) -> Make:
     bus = Bus()
     bus.add((0, 0), ScsiDisk(disk, "0:0"))
@@ -131,6 +134,9 @@ def make(request: pytest.FixtureRequest, disk: Disk, planes: list[NetPlane], soc
         "console": lambda loop, ram: VirtioConsole("console", Endless(), loop),
         "net": lambda loop, ram: VirtioNet("net", EndlessPort(disk.fd), bytes(6), loop, print),
         "pmem": lambda loop, ram: VirtioPmem("pmem", disk, 4 << 30, loop.lock, loop),
+        "ports": lambda loop, ram: VirtioPorts(
+            "ports", [NamedPort("a", Endless()), NamedPort("b", Endless())], loop
+        ),
         "rng": lambda loop, ram: VirtioRng("rng", loop),
         "scsi": lambda loop, ram: VirtioScsi("scsi", bus, loop.lock, loop),
         "vhost-net": lambda loop, ram: VhostNet("vnet", planes, bytes(6), ram=ram, loop=loop, warn=print),
@@ -181,7 +187,8 @@ def test_it_answers_or_stops(make: Make, seed: int) -> None:
     ram, loop, transport = GuestRam([(0, RAM)]), FakeLoop(), FakeTransport()
     hostile = Hostile(seed, ram)
     sector = hostile.random.choice([0, 1, 63, 2**63])
-    ram.write(0x1000, struct.pack("<IIQ", hostile.random.randrange(15), 0, sector))  # for blk
+    event = hostile.random.randrange(8) | hostile.random.choice([0, 1, 1, 2]) << 16  # for ports
+    ram.write(0x1000, struct.pack("<IIQ", hostile.random.randrange(15), event, sector))  # for blk
     device = make(loop, ram)
     queues: list[Queue] = []
     for number in range(len(device.queue_sizes)):

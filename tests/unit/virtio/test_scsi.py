@@ -238,6 +238,8 @@ class Gate:
         real = os.pwritev
 
         def pwritev(fd: int, buffers: Sequence[memoryview], offset: int, flags: int = 0) -> int:
+            if flags & os.RWF_NOWAIT:
+                raise BlockingIOError
             self.entered.release()
             assert self._open.wait(10)
             return real(fd, buffers, offset, flags)

@@ -109,6 +109,14 @@ KVM_VCPU_TSC_CTRL = 0  # a group of attributes of a vCPU
 KVM_VCPU_TSC_OFFSET = 0
 
 
+class kvm_mp_state(Structure):
+    _fields_ = [("mp_state", c_uint32)]
+
+
+class kvm_lapic_state(Structure):
+    _fields_ = [("regs", c_uint8 * 0x400)]
+
+
 class kvm_identity_map_addr(Structure):
     """A plain __u64 in the kernel's header."""
 
@@ -131,6 +139,10 @@ KVM_SET_SREGS = iow("KVM_SET_SREGS", 0x84, kvm_sregs)
 KVM_GET_MSRS = iowr("KVM_GET_MSRS", 0x88, kvm_msrs)
 KVM_SET_MSRS = iow("KVM_SET_MSRS", 0x89, kvm_msrs)
 KVM_SET_CPUID2 = iow("KVM_SET_CPUID2", 0x90, kvm_cpuid2)
+KVM_GET_LAPIC = ior("KVM_GET_LAPIC", 0x8E, kvm_lapic_state)
+KVM_SET_LAPIC = iow("KVM_SET_LAPIC", 0x8F, kvm_lapic_state)
+KVM_GET_MP_STATE = ior("KVM_GET_MP_STATE", 0x98, kvm_mp_state)
+KVM_SET_MP_STATE = iow("KVM_SET_MP_STATE", 0x99, kvm_mp_state)
 KVM_NMI = io("KVM_NMI", 0x9A)
 KVM_GET_TSC_KHZ = io("KVM_GET_TSC_KHZ", 0xA3)
 KVM_KVMCLOCK_CTRL = io("KVM_KVMCLOCK_CTRL", 0xAD)

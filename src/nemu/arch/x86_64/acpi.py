@@ -9,9 +9,11 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from nemu.acpi import dsdt, tables
+from nemu.acpi import aml, dsdt, tables
 from nemu.arch.x86_64 import layout
+from nemu.config.cpus import Cpus
 from nemu.devices import erst, power
+from nemu.devices.hotplug import HotplugController
 from nemu.interfaces import AmlSource, GuestMemory
 
 # IA-PC boot architecture flags (table 5.11).  Not set: legacy devices, 8042, "MSI not supported".
@@ -37,6 +39,21 @@ _RESERVED = (
 )
 
 _ENABLED = 1
+_ONLINE_CAPABLE = 2
+
+
+def hotplug_processors(controller: HotplugController, count: int) -> bytes:
+    """ACPI0007 devices that come and go; ``_MAT`` is what the MADT says of one that is there (6.2.10)."""
+    return b"".join(
+        aml.device(
+            dsdt.processor_name(number),
+            aml.name("_HID", aml.string("ACPI0007")),
+            aml.name("_UID", number),
+            aml.name("_MAT", aml.buffer(local_apic(number))),
+            *controller.slot_terms(number),
+        )
+        for number in range(count)
+    )
 
 
 class NumaNode(NamedTuple):
@@ -46,10 +63,16 @@ class NumaNode(NamedTuple):
     ranges: Sequence[tuple[int, int]]
 
 
-def madt(cpus: int, ioapic_gsi_base: int) -> bytes:
-    """Local APICs and the IOAPIC (5.2.12), no 8259 (PCAT_COMPAT is 0).  CPU n has the APIC id n."""
+def local_apic(cpu: int, flags: int = _ENABLED) -> bytes:
+    """The structure of CPU ``cpu``, whose APIC id is its number (5.2.12.2)."""
+    return struct.pack("<BBBBI", 0, 8, cpu, cpu, flags)
+
+
+def madt(cpus: Cpus, ioapic_gsi_base: int) -> bytes:
+    """Local APICs, those that may come as well, and the IOAPIC (5.2.12), no 8259 (PCAT_COMPAT is 0)."""
     body = [struct.pack("<II", layout.LAPIC, 0)]
-    body += [struct.pack("<BBBBI", 0, 8, cpu, cpu, _ENABLED) for cpu in range(cpus)]
+    body += [local_apic(cpu) for cpu in range(cpus.present)]
+    body += [local_apic(cpu, _ONLINE_CAPABLE) for cpu in range(cpus.present, cpus.maximum)]
     body.append(struct.pack("<BBBxII", 1, 12, 0, layout.IOAPIC, ioapic_gsi_base))
     return tables.table(b"APIC", 5, b"".join(body))
 
@@ -68,8 +91,9 @@ def srat(nodes: Sequence[NumaNode]) -> bytes:
 def build(
     memory: GuestMemory,
     *,
-    cpus: int,
+    cpus: Cpus,
     pci64: tuple[int, int],
+    terms: Sequence[bytes],
     devices: Sequence[AmlSource],
     ioapic_gsi_base: int = layout.IOAPIC_GSI_BASE,
     nodes: Sequence[NumaNode] = (),
@@ -78,13 +102,14 @@ def build(
     """Write all tables to layout.ACPI_TABLES; returns the RSDP's address.
 
     ``pci64`` is the [start, end) of the 64-bit PCI window, empty when there is none.
+    ``terms`` go into ``\\_SB`` before the devices' own: the processors, what can be plugged.
     ``ioapic_gsi_base`` is 0 for the host kernel's IOAPIC.  ``nodes`` are at most 256.  ``device_tables`` are
     those of devices that not every machine has.
     """
-    terms = (
+    own = (
         dsdt.motherboard(_RESERVED),
         dsdt.pci_root(layout.PCI_LAST_BUS, (layout.PCI32_START, layout.PCI32_END), pci64),
-        dsdt.processors(cpus),
+        *terms,
     )
     others = [
         madt(cpus, ioapic_gsi_base),
@@ -97,7 +122,7 @@ def build(
     blob = tables.lay_out(
         layout.ACPI_TABLES,
         layout.RESET_STUB,
-        dsdt=dsdt.dsdt(terms, devices),
+        dsdt=dsdt.dsdt(own, devices),
         fadt=_fadt,
         others=others,
     )

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, TypeAlias
 from nemu.arch.x86_64 import acpi, layout, reset_vector, vcpu, vm
 from nemu.arch.x86_64.clock import GuestClock
 from nemu.arch.x86_64.cpuid import CpuModel
+from nemu.arch.x86_64.hotplug import Hotplug
 from nemu.arch.x86_64.ioapic import IoApic
 from nemu.boot import loader
 from nemu.devices import pstore
 from nemu.devices.erst import ErrorRecordStore
-from nemu.devices.ged import GenericEventDevice
+from nemu.devices.ged import BUTTON_ONLY, GenericEventDevice
 from nemu.devices.power import PowerControl
 from nemu.devices.pvpanic import PanicEvent, PvPanic
 from nemu.devices.serial import Serial
@@ -26,6 +27,7 @@ from nemu.interfaces import Window
 from nemu.kvm.irq import MsiRoutes
 from nemu.kvm.slots import HostPages
 from nemu.machine import Machine, Outcome
+from nemu.plug.cpus import CpuSlots
 
 if TYPE_CHECKING:
     from nemu.backends.chardev import Chardev
@@ -35,14 +37,14 @@ if TYPE_CHECKING:
     from nemu.interfaces import AmlSource, BusHandler, IrqLine, Pages
     from nemu.kvm.handles import System, Vcpu, Vm
     from nemu.kvm.slots import MemorySlots
+    from nemu.kvm.vcpu import VcpuThread
     from nemu.memory import GuestRam
 
     AddDevice: TypeAlias = Callable[[str, int, BusHandler, Pages], None]
 
 PAGE = layout.PAGE_SIZE
 LAST_WORDS = 40  # lines of a panicking kernel's log that are kept
-_WATCHDOG_ACTIONS = {"panic": "poweroff"}  # as QMP has them, where that differs
-# What ends the machine when the watchdog runs out, by what the user asked for; "none" ends nothing.
+# What ends the machine when the watchdog runs out, by what the user asked for; "pause" and "none" do not.
 WATCHDOG_OUTCOMES = {"reset": Outcome.RESET, "poweroff": Outcome.POWER_OFF, "panic": Outcome.WATCHDOG}
 
 
@@ -56,19 +58,20 @@ class Board:
         vm.require(system)
         self._machine = machine
         self._config = config
-        self._cpu_model = CpuModel(system, config.cpus)
+        self._cpu_model = CpuModel(system, config.cpus.maximum)
         self._aml: list[AmlSource] = []
+        self._terms: list[bytes] = []
         self._tables: list[bytes] = []
         self._unfed = False
-        self.ram_regions = layout.ram_regions(config.memory)
+        self.ram_regions = layout.ram_regions(config.memory.size)
         self.physical_bits = self._cpu_model.physical_bits
         end = sum(self.ram_regions[-1])
         if end > 1 << self.physical_bits:
             limit = (1 << self.physical_bits) - layout.LOW_RAM_END >> 30
             problem = f"must be at most {limit}G: this CPU's guests have {self.physical_bits} address bits"
-            raise ConfigError("--memory", f"{config.memory >> 20}M", problem)
-        self.device_memory = layout.device_memory(config.memory, self.physical_bits)
-        pci64 = layout.pci64_window(config.memory, self.physical_bits)
+            raise ConfigError("--memory", f"{config.memory.size >> 20}M", problem)
+        self.device_memory = layout.device_memory(config.memory.size, self.physical_bits)
+        pci64 = layout.pci64_window(config.memory.size, self.physical_bits)
         self.apertures = ((layout.PCI32_START, layout.PCI32_END), pci64)
 
     @property
@@ -84,20 +87,28 @@ class Board:
         fixed = vm.create_irqchip(kvm_vm, self._config.irqchip)
         return MsiRoutes(kvm_vm, layout.GSI_MSI_BASE, fixed)
 
-    def create_vcpus(self, kvm_vm: Vm) -> list[Vcpu]:
-        """Every vCPU with its identity; APIC ids are 0 to N - 1."""
-        vcpus = []
-        khz = 0
-        for apic_id in range(self._config.cpus):
+    def create_cpus(self, kvm_vm: Vm, thread: Callable[[int, Vcpu], VcpuThread]) -> CpuSlots:
+        """The CPUs of the machine, none made yet; APIC ids are 0 to maximum - 1."""
+        vcpus: list[Vcpu] = []  # every one ever made: KVM keeps them all
+        power_on: dict[Vcpu, vcpu.PowerOnState] = {}
+
+        def make(apic_id: int) -> Vcpu:
             new = kvm_vm.create_vcpu(apic_id)
             self._machine.at_close.append(new.close)
-            khz = khz or vcpu.tsc_khz(new)
-            self._cpu_model.apply(new, apic_id, khz)
+            self._cpu_model.apply(new, apic_id, vcpu.tsc_khz(new))
             vcpu.set_msrs(new)
             vcpus.append(new)
+            if self._config.can_plug("cpu"):
+                power_on[new] = vcpu.PowerOnState(new)
+            return new
+
+        def renew(old: Vcpu) -> None:
+            power_on[old].restore(old)
+
         self._machine.clocks.append(GuestClock(kvm_vm, vcpus))
         self._machine.send_nmi = lambda: vcpu.inject_nmi(vcpus)
-        return vcpus
+        maximum = self._config.cpus.maximum
+        return CpuSlots(self._machine, maximum, make=make, renew=renew, thread=thread)
 
     def add_devices(
         self, kvm_vm: Vm, slots: MemorySlots, bus: AddressSpace, ports: AddressSpace, serial: Chardev | None
@@ -129,8 +140,18 @@ class Board:
 
         lines = self._lines(kvm_vm, add, with_serial=serial is not None)
         pages = HostPages(PAGE)
-        ged = GenericEventDevice(pages, lines[layout.GSI_GED], gpa=layout.GED, gsi=layout.GSI_GED)
+        handlers = dict(BUTTON_ONLY)
+        ged = GenericEventDevice(
+            pages,
+            lines[layout.GSI_GED],
+            gpa=layout.GED,
+            gsi=layout.GSI_GED,
+            handlers=handlers,
+        )
         add("ged", layout.GED, ged, pages)
+        plugs = Hotplug(machine, self._config, add, ged.raise_event)
+        handlers.update(plugs.handlers)
+        self._terms = plugs.terms
         machine.power_button = ged.power_button
 
         self._aml += [panic, ged]
@@ -166,14 +187,17 @@ class Board:
         self._tables.append(table(layout.WATCHDOG))
 
     def _watchdog_expired(self) -> None:
-        action = self._config.watchdog
+        machine, action = self._machine, self._config.watchdog
         outcome = WATCHDOG_OUTCOMES.get(action)
+        # QMP has no word for an end with another status.
+        machine.emit("WATCHDOG", action="poweroff" if action == "panic" else action)
         if outcome is not Outcome.WATCHDOG and not self._unfed:  # that outcome is told at the end
             print(f"nemu: {Outcome.WATCHDOG.value} (action: {action})", file=sys.stderr)
         self._unfed = True
-        self._machine.emit("WATCHDOG", action=_WATCHDOG_ACTIONS.get(action, action))
         if outcome:
-            self._machine.finish(outcome)
+            machine.finish(outcome)
+        elif action == "pause" and machine.pause():
+            machine.emit("STOP")
 
     def _panicked(self, events: PanicEvent) -> None:
         if events & PanicEvent.PANICKED:
@@ -189,8 +213,11 @@ class Board:
             self._machine.last_words = log[-LAST_WORDS:]
             self._machine.finish(Outcome.PANIC)
 
-    def boot(self, ram: GuestRam, first: Vcpu) -> None:
-        """Write the ACPI tables, load the kernel and put the first CPU at its entry."""
+    def boot(self, ram: GuestRam, first: Vcpu, initramfs: bytes) -> None:
+        """Write the ACPI tables, load the kernel and put the first CPU at its entry.
+
+        ``initramfs`` is an archive to go behind the initrd, b"" for none.
+        """
         config = self._config
         ram.write(*reset_vector.image(acpi.POWER.reset, acpi.POWER.reset_value))
         gsi_base = 0 if config.irqchip == "kernel" else layout.IOAPIC_GSI_BASE
@@ -198,11 +225,19 @@ class Board:
             ram,
             cpus=config.cpus,
             pci64=self.apertures[1],
+            terms=self._terms,
             devices=self._aml,
             device_tables=self._tables,
             ioapic_gsi_base=gsi_base,
         )
-        entry = loader.load(ram, kernel=config.kernel, initrd=config.initrd, cmdline=config.append, rsdp=rsdp)
+        entry = loader.load(
+            ram,
+            kernel=config.kernel,
+            initrd=config.initrd,
+            extra=initramfs,
+            cmdline=config.append,
+            rsdp=rsdp,
+        )
         vcpu.set_entry(first, entry)
 
 
@@ -226,5 +261,5 @@ class SerialConsole:
     def writable(self) -> None:
         pass
 
-    def resized(self) -> None:
+    def changed(self) -> None:
         pass

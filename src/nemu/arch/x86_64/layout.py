@@ -48,6 +48,9 @@ GED = PLATFORM + 0x1000  # generic event device: pending events, acknowledge
 PVPANIC = PLATFORM + 0x2000
 ERST = PLATFORM + 0x3000  # error record serialization: a panicking kernel's last words
 WATCHDOG = PLATFORM + 0x4000
+CPU_HOTPLUG = PLATFORM + 0x5000
+MEMORY_HOTPLUG = PLATFORM + 0x6000
+PCI_HOTPLUG = PLATFORM + 0x7000
 ERST_BUFFER = PLATFORM + 0x8000  # plain memory
 ERST_BUFFER_SIZE = 16 * KIB
 

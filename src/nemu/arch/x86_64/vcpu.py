@@ -45,6 +45,26 @@ def inject_nmi(vcpus: Sequence[Vcpu]) -> None:
         vcpu.call(abi.KVM_NMI)
 
 
+class PowerOnState:
+    """What has to be put back when a CPU that was removed comes again: the rest is the guest's INIT's.
+
+    Taken from ``vcpu`` before it first runs.
+    """
+
+    def __init__(self, vcpu: Vcpu) -> None:
+        self._sregs, self._lapic, self._mp_state = abi.kvm_sregs(), abi.kvm_lapic_state(), abi.kvm_mp_state()
+        vcpu.call(abi.KVM_GET_SREGS, self._sregs)
+        vcpu.call(abi.KVM_GET_LAPIC, self._lapic)
+        vcpu.call(abi.KVM_GET_MP_STATE, self._mp_state)
+
+    def restore(self, vcpu: Vcpu) -> None:
+        """Let ``vcpu`` wait for INIT as after power-on.  Its thread has ended."""
+        vcpu.run.immediate_exit = 0
+        vcpu.call(abi.KVM_SET_SREGS, self._sregs)
+        vcpu.call(abi.KVM_SET_LAPIC, self._lapic)
+        vcpu.call(abi.KVM_SET_MP_STATE, self._mp_state)
+
+
 def tsc_khz(vcpu: Vcpu) -> int:
     return vcpu.call(abi.KVM_GET_TSC_KHZ)
 

@@ -298,12 +298,15 @@ def hello(now: float, entropy: str) -> None:
     random.seed(seed)
 
 
-def mount(device: str, target: str, kind: str) -> None:
-    """Mount ``device`` read-only."""
+def mount(device: str, target: str, kind: str, readonly: bool = True, patience: float = 0.0) -> None:
+    """Mount ``device``, which may take ``patience`` seconds to appear."""
     os.makedirs(target, exist_ok=True)
-    if _libc.mount(device.encode(), target.encode(), kind.encode(), MS_RDONLY, None):
+    deadline = time.monotonic() + patience
+    while _libc.mount(device.encode(), target.encode(), kind.encode(), MS_RDONLY if readonly else 0, None):
         number = ctypes.get_errno()
-        raise OSError(number, f"mount {device}: {os.strerror(number)}")
+        if time.monotonic() > deadline:
+            raise OSError(number, f"mount {device}: {os.strerror(number)}")
+        time.sleep(0.01)
 
 
 def link_paths(links: dict[str, str], directories: list[str]) -> None:

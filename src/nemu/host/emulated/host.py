@@ -11,16 +11,26 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from nemu.errors import HostError
 from nemu.host.emulated import erofs, template, wire
 from nemu.host.emulated.client import Client, Job, JobError
 from nemu.host.emulated.tree import tree_image
 
+if TYPE_CHECKING:
+    from nemu.host.emulated.shared import SharedDirectories
+
 TREE = "/nemu"  # where the program tree is mounted inside
 FILES = "/run/files"
+SHARED = "/run/shared"
+PLUG_PATIENCE = 20.0  # seconds until a device that was plugged in is found
 PATH = (f"{TREE}/src", f"{TREE}/tests", TREE)
+
+
+def shared_path(number: int) -> str:
+    """Where the directory ``number`` of ``shared`` is inside."""
+    return f"{SHARED}/{number}"
 
 
 class Result(NamedTuple):
@@ -40,7 +50,8 @@ class Host:
 
     ``tree``: what is mounted under /nemu, inside path -> directory here; default: nemu itself.
     ``files``: inside absolute path -> file here, copied in at the start, read-only.
-    ``packages``: distribution packages besides the usual ones.  ``memory``: MiB.
+    ``packages``: distribution packages besides the usual ones.  ``memory``: MiB.  ``shared``: directories
+    here, each with whether it is read-only, that are live at ``shared_path(0)`` and so on inside.
     """
 
     def __init__(
@@ -50,19 +61,23 @@ class Host:
         files: Mapping[str, str] | None = None,
         packages: Sequence[str] = (),
         memory: int = 1024,
+        shared: Sequence[tuple[str, bool]] = (),
     ) -> None:
         self._luns = 0
+        self._shared: SharedDirectories | None = None
         snapshot = template.ensure(tuple(packages), memory)
         tree_fd = tree_image(tree)
         files_fd = _files_image(files or {})
         try:
-            self._qemu = template.restore(snapshot, tree_fd, files_fd)
+            self._qemu = template.restore(snapshot, tree_fd, files_fd, shared=bool(shared))
         finally:
             os.close(tree_fd)
             os.close(files_fd)
         try:
             self.client = Client(self._qemu)
             self._prepare(files or {})
+            if shared:
+                self._share(shared)
         except BaseException:
             self.close()
             raise
@@ -77,9 +92,20 @@ class Host:
             links = {inside: f"{FILES}/{number}" for number, inside in enumerate(files)}
             self.client.operate("link_paths", links=links, directories=[])
 
+    def _share(self, shared: Sequence[tuple[str, bool]]) -> None:
+        from nemu.host.emulated.shared import TAG, SharedDirectories
+
+        self._shared = SharedDirectories(self._qemu, self.client.pump, shared)
+        readonly = all(readonly for _, readonly in shared)
+        self.client.operate(
+            "mount", device=TAG, target=SHARED, kind="virtiofs", readonly=readonly, patience=PLUG_PATIENCE
+        )
+
     def close(self) -> None:
         """End it at once; what was not flushed to an attached disk is lost, as when a machine loses power."""
         self._qemu.close()
+        if self._shared:
+            self._shared.close()
 
     def __enter__(self) -> Self:
         return self
@@ -185,6 +211,15 @@ class Host:
         )
         device: str = self.client.operate("attach", lun=lun)
         return device
+
+    def forward(self, protocol: str, address: str, port: int, inside: int) -> None:
+        """Let ``port`` of this host (at the IPv4 ``address``, "" for all) lead to port ``inside``.
+
+        ``protocol`` is tcp or udp.  Raises HostError when it cannot listen there.
+        """
+        rule = f"{protocol}:{address}:{port}-:{inside}"
+        if self._qemu.execute("human-monitor-command", **{"command-line": f"hostfwd_add net {rule}"}):
+            raise HostError(f"cannot listen at {protocol} port {address or '*'}:{port}")
 
     def _start(self, request: dict[str, Any], stdin: bytes) -> Job:
         sinks = {stream: wire.Sink() for stream in (1, 2, 3)}

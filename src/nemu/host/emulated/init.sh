@@ -5,7 +5,7 @@ $bb mount -t proc proc /proc
 $bb mount -t sysfs sysfs /sys
 $bb mount -t devtmpfs devtmpfs /dev
 $bb modprobe -a virtio_pci virtio_blk virtio_console virtio_net virtio_rng virtio_scsi sd_mod erofs overlay loop
-$bb modprobe -a kvm_amd tun vhost_net vhost_vsock vhost_scsi
+$bb modprobe -a kvm_amd tun vhost_net vhost_vsock vhost_scsi virtiofs
 $bb mount -t tmpfs -o mode=755 tmpfs /upper
 $bb mkdir -p /upper/data /upper/work
 $bb mount -t erofs -o ro /dev/vda /lower

@@ -15,7 +15,7 @@ PYTHON = "python3.11"
 BASE = (PYTHON, "python3-lz4", "python3-zstandard", "passt", "strace", "iproute2", "busybox-static")
 MODULES = (
     "virtio_pci virtio_blk virtio_console virtio_net virtio_rng virtio_scsi sd_mod erofs overlay loop "
-    "kvm_amd tun vhost_net vhost_vsock vhost_scsi"
+    "kvm_amd tun vhost_net vhost_vsock vhost_scsi virtiofs"
 ).split()
 AGENT = "usr/lib/nemu-agent"
 # Documentation and translations, what nothing here runs, and the test suites of the standard library.

@@ -10,18 +10,22 @@ import os
 import signal
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from nemu.errors import ConfigError
+from nemu.config.port import PortConfig
+from nemu.errors import ConfigError, HostError
 from nemu.host.emulated import wire
 from nemu.host.emulated.client import Job, JobError
-from nemu.host.emulated.host import PATH, Host
+from nemu.host.emulated.host import PATH, Host, shared_path
 
 if TYPE_CHECKING:
     import socket
 
     from nemu.config import MachineConfig, RunOptions
     from nemu.config.chardev import ChardevConfig
+    from nemu.config.disk import DiskConfig
+    from nemu.config.net import NetConfig
     from nemu.config.vsock import VsockConfig
 
 MIB = 1 << 20
@@ -30,8 +34,10 @@ TIMED_OUT = 4
 GRACE = 15.0  # seconds after --timeout until the emulated host itself is given up
 OVERHEAD = 384  # MiB: the kernel and the programs of the emulated host
 SMALLEST = 1024  # MiB
+MAX_FILES = 3  # streams of a job that are left for them
 CLIENTS = 64  # of one socket at once, for each takes two descriptors; the others wait in the backlog
 _PATIENCE = 3  # signals after which nobody is asked any more
+FIRST_PORT = 20000  # inside, for the first forward
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -44,15 +50,23 @@ def run(config: MachineConfig, options: RunOptions) -> int:
         config = _seed(config, stack)
         _lock_disks(config, stack)
         files = {f"{INSIDE}/{name}": path for name in ("kernel", "initrd") if (path := getattr(config, name))}
-        # What holds a disk to its limits runs inside.
-        packages = ("qemu-system-common",) if any(disk.iops or disk.bps for disk in config.disks) else ()
-        host = stack.enter_context(Host(files=files, packages=packages, memory=_memory(config)))
+        shared = [(fs.dir, fs.readonly) for fs in config.filesystems]
+        # What holds a disk to its limits, and what shares directories, runs inside.
+        daemon = any(not disk._replace(format="raw").in_process for disk in config.disks)
+        packages = ("qemu-system-common",) if daemon or shared else ()
+        host = stack.enter_context(
+            Host(files=files, packages=packages, memory=_memory(config), shared=shared)
+        )
         session = _Session(host, config, options, stack)
         return session.run()
 
 
 def _refuse_taps(config: MachineConfig) -> None:
     for net in config.nets:
+        for forward in net.forward:
+            if ":" in forward.address:
+                problem = "the emulated host forwards IPv4 addresses only"
+                raise ConfigError("--net", f"{net},forward={forward}", problem)
         if net.backend != "user":
             raise ConfigError(
                 "--net", str(net), "the emulated host cannot reach it; use --net user, or a host with KVM"
@@ -70,6 +84,7 @@ def _refuse_vsock(config: MachineConfig) -> None:
 def _refuse_sockets(config: MachineConfig) -> None:
     named = [("--disk", "vhost-user", disk.socket) for disk in config.disks]
     named += [("--vhost-user", "socket", device.socket) for device in config.vhost_users]
+    named += [(fs.option, "socket", fs.socket) for fs in config.filesystems]
     for option, key, path in named:
         if path:
             problem = "the emulated host cannot reach it; use a host with KVM"
@@ -100,12 +115,21 @@ def _seed(config: MachineConfig, stack: ExitStack) -> MachineConfig:
     return replace(config, cloud_init="", disks=disks)
 
 
+def _attach(host: Host, disk: DiskConfig) -> DiskConfig:
+    """``disk`` as it is inside: what a qcow2 image holds is a raw one there."""
+    try:
+        path = host.attach(disk.path, disk.readonly, disk.format or "raw")
+    except HostError as error:
+        raise ConfigError("--disk", disk.path, str(error)) from error
+    return disk._replace(path=path, format="raw")
+
+
 def _memory(config: MachineConfig) -> int:
     """MiB for the emulated host: enough for the guest in a few round sizes, but not more than is here.
 
     Beyond that the guest's RAM is still as large as asked for; it is taken as the guest touches it.
     """
-    needed = config.memory // MIB + OVERHEAD
+    needed = config.memory.maximum // MIB + OVERHEAD
     step = SMALLEST if needed <= 4 * SMALLEST else 4 * SMALLEST
     here = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MIB
     return max(SMALLEST, min(-(-needed // step) * step, here // SMALLEST * SMALLEST))
@@ -121,12 +145,10 @@ class _Session:
         self._outputs: list[str] = []
         self._sinks: dict[int, wire.Sink] = {}
         self._signals = 0
-        self._stdio = "stdio" in (config.console.kind, config.serial.kind)
-        # What a qcow2 image holds is a raw disk inside.
-        disks = tuple(
-            disk._replace(path=host.attach(disk.path, disk.readonly, disk.format or "raw"), format="raw")
-            for disk in config.disks
-        )
+        kinds = (config.console.kind, config.serial.kind, *(port.kind for port in config.ports))
+        self._terminal = "stdio" in kinds  # a terminal here is one inside, in raw mode
+        self._input = self._terminal or bool(config.command)
+        disks = tuple(_attach(host, disk) for disk in config.disks)
         pmems = tuple(pmem._replace(path=host.attach(pmem.path, pmem.readonly)) for pmem in config.pmems)
         self._config = replace(
             config,
@@ -135,8 +157,18 @@ class _Session:
             disks=disks,
             pmems=pmems,
             vsock=self._vsock(config),
-            console=self._chardev("--console", config.console),
-            serial=self._chardev("--serial", config.serial),
+            nets=self._forward(config.nets),
+            filesystems=tuple(
+                fs._replace(dir=shared_path(number)) for number, fs in enumerate(config.filesystems)
+            ),
+            # The command's root is the last of them.
+            root=config.root and shared_path(len(config.filesystems) - 1),
+            console=self._chardev("--console", config.console, "console"),
+            serial=self._chardev("--serial", config.serial, "serial"),
+            ports=tuple(
+                PortConfig(port.name, *self._chardev("--port", port.chardev, f"port{number}"))
+                for number, port in enumerate(config.ports)
+            ),
         )
         self._qmp = self._serve_management()
 
@@ -162,13 +194,15 @@ class _Session:
 
         terminals = []
         sources = {}
-        if self._stdio and (is_our_terminal(0) or not os.isatty(0)):
+        if self._input and (is_our_terminal(0) or not os.isatty(0)):
             sources[0] = wire.Source(0, owned=False)
-            if os.isatty(0):
+            if os.isatty(0) and self._terminal:
                 terminals.append(0)
                 self._stack.callback(RawTerminal(0).restore)
         if os.isatty(1):
             terminals.append(1)
+        if self._config.command and 0 in terminals and os.isatty(2):
+            terminals.append(2)
         sinks = {stream: wire.Sink(stream, owned=False) for stream in (1, 2)}
         request: dict[str, Any] = {
             "what": "spawn",
@@ -204,10 +238,26 @@ class _Session:
         self._stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(wake, warn_on_full_buffer=False))
         self._host.client.pump.watched[received] = forward
 
-    def _chardev(self, option: str, chardev: ChardevConfig) -> ChardevConfig:
+    def _forward(self, nets: tuple[NetConfig, ...]) -> tuple[NetConfig, ...]:
+        """``nets`` with forwards from ports of the emulated host, to which the user's ports lead."""
+        numbers = count(FIRST_PORT)
+        result = []
+        for net in nets:
+            inside = []
+            for forward in net.forward:
+                port = next(numbers)
+                self._host.forward(forward.protocol, forward.address, forward.port, port)
+                inside.append(forward._replace(address="", port=port))
+            result.append(net._replace(forward=tuple(inside)))
+        return tuple(result)
+
+    def _chardev(self, option: str, chardev: ChardevConfig, name: str) -> ChardevConfig:
         """The same back end inside; its bytes come out to the user's file or socket."""
-        inside = f"{INSIDE}/{option.lstrip('-')}"
+        inside = f"{INSIDE}/{name}"
         if chardev.kind == "file":
+            if len(self._outputs) == MAX_FILES:
+                value = f"file={chardev.path}"
+                raise ConfigError(option, value, f"the emulated host has at most {MAX_FILES} output files")
             self._outputs.append(inside)
             self._sinks[3 + len(self._outputs)] = wire.Sink(_create(option, chardev.path))
             return chardev._replace(path=inside)

@@ -19,6 +19,7 @@ TREE_DISK_SIZE = 1 << 30  # /dev/vdb: the program; fixed, because the snapshot k
 FILES_DISK_SIZE = 64 << 30  # /dev/vdc: kernels and other files of the user
 BOOT_TIMEOUT = 120.0  # seconds
 KERNEL_COMMAND_LINE = "console=ttyS0 quiet mitigations=off panic=-1 random.trust_cpu=on"
+SHARED_BUS = "shared-bus"
 KEEP = 4  # snapshots of older versions, other memory sizes and other packages that are kept
 
 
@@ -50,14 +51,23 @@ def ensure(extra: tuple[str, ...] = (), memory: int = 1024) -> Template:
         return Template(cache.entry("host", key, FILES, build, keep=KEEP), memory, program)
 
 
-def restore(template: Template, tree: int, files: int) -> qemu.Qemu:
+def restore(template: Template, tree: int, files: int, *, shared: bool = False) -> qemu.Qemu:
     """A clone that runs, with the descriptors ``tree`` and ``files`` as its two disks.
 
-    Its agent answers as soon as it is asked.
+    Its agent answers as soon as it is asked.  With ``shared`` other processes may map its RAM (vhost-user),
+    which is then a copy of the snapshot's and costs as much time as that takes.
     """
-    machine = _machine(template.memory, template.directory, "off", tree, files)
+    inherited = [tree, files]
+    ram = os.path.join(template.directory, "ram")
+    if shared:
+        inherited.append(_copy(ram))
+        ram = f"/proc/self/fd/{inherited[-1]}"
+    backing = f"mem-path={ram},share={'on' if shared else 'off'}"
+    machine = _machine(template.memory, template.directory, backing, tree, files)
     state = os.open(os.path.join(template.directory, "state"), os.O_RDONLY)
-    clone = qemu.Qemu(template.qemu, [*machine, "-incoming", "defer"], (tree, files))
+    clone = qemu.Qemu(template.qemu, [*machine, "-incoming", "defer"], tuple(inherited))
+    if shared:
+        os.close(inherited.pop())
     try:
         _ignore_shared(clone)
         clone.hand_over("state", state)
@@ -71,8 +81,29 @@ def restore(template: Template, tree: int, files: int) -> qemu.Qemu:
     return clone
 
 
-def _machine(memory: int, directory: str, share: str, tree: int, files: int) -> list[str]:
-    """QEMU's arguments: the same for the snapshot and its clones, but for how RAM is mapped.
+def _copy(path: str) -> int:
+    """A descriptor of a copy of the sparse file ``path`` in memory."""
+    with open(path, "rb") as source:
+        size = os.fstat(source.fileno()).st_size
+        copy = sparse("nemu-host-ram", size)
+        end = 0
+        while (begin := _seek(source.fileno(), end, os.SEEK_DATA, size)) < size:
+            end = _seek(source.fileno(), begin, os.SEEK_HOLE, size)
+            os.lseek(copy, begin, os.SEEK_SET)
+            while begin < end:
+                begin += os.sendfile(copy, source.fileno(), begin, end - begin)
+    return copy
+
+
+def _seek(descriptor: int, offset: int, whence: int, size: int) -> int:
+    try:
+        return os.lseek(descriptor, offset, whence)
+    except OSError:  # ENXIO: no data any more
+        return size
+
+
+def _machine(memory: int, directory: str, backing: str, tree: int, files: int) -> list[str]:
+    """QEMU's arguments: the same for the snapshot and its clones, but for the ``backing`` of RAM.
 
     One CPU: more cost more than they gain.  cx16 off: the emulation of cmpxchg16b in QEMU 7.2 corrupts flags.
     """
@@ -98,7 +129,7 @@ def _machine(memory: int, directory: str, share: str, tree: int, files: int) -> 
             "1",
         ),
         *("-m", f"{memory}M", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        *("-object", f"memory-backend-file,id=ram,size={memory}M,mem-path={directory}/ram,share={share}"),
+        *("-object", f"memory-backend-file,id=ram,size={memory}M,{backing}"),
         *(
             "-kernel",
             f"{directory}/vmlinuz",
@@ -115,6 +146,8 @@ def _machine(memory: int, directory: str, share: str, tree: int, files: int) -> 
         *("-device", "virtio-scsi-pci,id=scsi,disable-legacy=on"),
         *("-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,disable-legacy=on,romfile="),
         *("-device", "virtio-rng-pci,disable-legacy=on"),
+        # A place for shared directories, whose device cannot be in a snapshot.
+        *("-device", f"pcie-root-port,id={SHARED_BUS},chassis=1"),
     ]
 
 
@@ -123,7 +156,8 @@ def _snapshot(directory: str, memory: int, program: list[str]) -> None:
     tree = sparse("nemu-tree", TREE_DISK_SIZE)
     files = sparse("nemu-files", FILES_DISK_SIZE)
     state = os.open(os.path.join(directory, "state"), os.O_WRONLY | os.O_CREAT, 0o644)
-    host = qemu.Qemu(program, _machine(memory, directory, "on", tree, files), (tree, files))
+    backing = f"mem-path={directory}/ram,share=on"
+    host = qemu.Qemu(program, _machine(memory, directory, backing, tree, files), (tree, files))
     try:
         agent = client.Client(host)
         agent.wait_ready(BOOT_TIMEOUT)

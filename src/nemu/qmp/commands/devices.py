@@ -202,7 +202,7 @@ def balloon(call: Call, arguments: BalloonArguments) -> None:
     device = call.session.machine.balloon
     if device is None:
         raise _no_balloon()
-    if not 0 < arguments.value <= call.session.config.memory:
+    if not 0 < arguments.value <= call.session.config.memory.size:
         raise QmpError("Parameter 'value' expects a size up to that of the machine's memory")
     device.set_target(arguments.value)
 

@@ -163,7 +163,7 @@ def query_target(call: Call) -> TargetInfo:
 @command("query-machines")
 def query_machines(call: Call) -> list[MachineInfo]:
     """The kinds of machine that nemu makes."""
-    from nemu.config.machine import MAX_CPUS
+    from nemu.config.cpus import MAX_CPUS
 
     return [MachineInfo(MACHINE, MAX_CPUS, False, False, False, True, True, CPU_TYPE)]
 
@@ -197,7 +197,7 @@ def query_memory_devices(call: Call) -> list[MemoryDevice]:
 @command("query-memory-size-summary")
 def query_memory_size_summary(call: Call) -> MemorySummary:
     """How much RAM the machine has."""
-    return MemorySummary(call.session.config.memory, 0)
+    return MemorySummary(call.session.config.memory.size, 0)
 
 
 @command("query-migrate")

@@ -71,7 +71,8 @@ class Frontend:
     ``config_size`` as in script.Wish.  ``in_order``: back ends of this kind complete requests in their
     order, and to do one again does no harm (network cards).  ``force_inflight``: set INFLIGHT_SHMFD though
     the back end does not offer it.  ``lasting``: the back end ends with its connection (file systems do), so
-    that a reset of the machine must not end it.  ``warn`` gets a line for the user.
+    that a reset of the machine must not end it.  ``volatile``: data of completed requests end with it, and so
+    does the device, since its driver could not know.  ``warn`` gets a line for the user.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Frontend:
         in_order: bool = False,
         force_inflight: bool = False,
         lasting: bool = False,
+        volatile: bool = False,
     ) -> None:
         self.info: Info
         self.user: User | None = None
@@ -94,6 +96,7 @@ class Frontend:
         self._in_order = in_order
         self._forced = message.P_INFLIGHT_SHMFD if force_inflight else 0
         self._lasting = lasting
+        self._volatile = volatile
         self._channel: Channel | None = None
         self._requests: Requests | None = None
         self._known: list[Region] = []  # the back end's memory table
@@ -337,6 +340,9 @@ class Frontend:
         )
 
     def _find_bases(self, active: Activation) -> bool:
+        if self._volatile:
+            self._stop_device(active, HostError("the back end was lost, and with it what it had not written"))
+            return False
         try:
             for index, queue in active.rings:
                 known = active.inflight is not None or index in active.idle

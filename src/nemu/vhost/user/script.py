@@ -164,6 +164,8 @@ def _ring(index: int, queue: Queue, active: Activation) -> list[Request]:
 
 def memory(info: Info, regions: Sequence[Region], known: list[Region]) -> Script[None]:
     """Make ``regions`` the back end's memory; what is only more than it has does not disturb the rings."""
+    # A back end maps its memory for writing, which a file that is open for reading only does not allow.
+    regions = [region for region in regions if not region.readonly]
     grows = list(regions[: len(known)]) == known
     if grows and info.slots and (known or len(regions) > message.MAX_REGIONS):
         if len(regions) > info.slots:

@@ -5,8 +5,11 @@ The daemon brings what images of the field have: qcow2, backing files, throttlin
 
 from __future__ import annotations
 
+import os
+import stat
 from typing import TYPE_CHECKING
 
+from nemu.errors import ConfigError
 from nemu.vhost.user.device import VhostUserDevice
 from nemu.vhost.user.endpoint import ChildEndpoint, PrivateListener, SocketEndpoint
 from nemu.vhost.user.frontend import Frontend
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from nemu.vhost.user.script import Activation
 
 PROGRAM, PACKAGE = "qemu-storage-daemon", "qemu-system-common"
+LISTENER = 3  # the first descriptor that a Child inherits
 DEVICE_ID = 2
 QUEUE_SIZE = 128
 # 5.2.4 up to the write zeroes fields; what came later a back end may lack
@@ -30,14 +34,13 @@ SECTOR = 512
 
 
 class VhostUserBlk(VhostUserDevice):
-    """The cache is written back, and flushed when the driver says so, as on nemu's own disks.
+    """A disk of our own daemon: as on nemu's own disks the driver says when to flush.
 
-    A driver that does not flush gets writes that are on stable storage when they are done (5.2.6.2).
+    One that does not gets writes that are on stable storage when they are done (5.2.6.2).
     """
 
     def prepare(self, active: Activation) -> None:
-        if self._frontend.info.features & F_CONFIG_WCE:
-            active.writes[_WRITEBACK, 1] = int(bool(active.features & F_FLUSH))
+        active.writes[_WRITEBACK, 1] = int(bool(active.features & F_FLUSH))
 
 
 class VhostUserDisk:
@@ -59,14 +62,18 @@ class VhostUserDisk:
                 # tracks requests in flight for any front end that sets the feature.  Later ones offer it.
                 # One that refused would do without, and a request lost with it would stop the device.
                 force_inflight=True,
+                # It keeps tables of a qcow2 image in memory until they are flushed.
+                volatile=config.format == "qcow2" and config.cache == "writeback",
             )
         self._frontend.begin()
 
-    def device(self, name: str, ram: GuestRam) -> VhostUserBlk:
+    def device(self, name: str, ram: GuestRam) -> VhostUserDevice:
         """The device of a machine.  Raises ConfigError and HostError when there is no usable back end."""
         self._frontend.open()
         queues = self._count()
-        return VhostUserBlk(
+        # Another's daemon has the cache that its owner chose, and that a driver may change where it says so.
+        ours = F_CONFIG_WCE | (F_FLUSH if self._config.cache == "writethrough" else 0)
+        return (VhostUserDevice if self._config.socket else VhostUserBlk)(
             name,
             DEVICE_ID,
             self._frontend,
@@ -74,7 +81,7 @@ class VhostUserDisk:
             queues=queues,
             queue_size=QUEUE_SIZE,
             own={_NUM_QUEUES: queues.to_bytes(2, "little")},
-            features=~F_CONFIG_WCE,
+            features=-1 if self._config.socket else ~ours,
         )
 
     @property
@@ -109,23 +116,26 @@ class VhostUserDisk:
 def _daemon(config: DiskConfig, queues: int, loop: EventLoop) -> ChildEndpoint:
     from nemu.backends.child import Child
 
-    listener = PrivateListener()
     try:
-        argv = arguments(config, queues, 3)
-        child = Child(f"--disk {config.path}", argv, [listener.fd], loop, package=PACKAGE)
-    except BaseException:
-        listener.close()
-        raise
+        argv = arguments(config, queues, LISTENER)
+    except OSError as error:
+        raise ConfigError("--disk", config.path, str(error.strerror)) from error
+    listener = PrivateListener()
+    child = Child(f"--disk {config.path}", argv, [listener.fd], loop, package=PACKAGE)
     return ChildEndpoint(child, listener)
 
 
 def arguments(config: DiskConfig, queues: int, listener: int) -> list[str]:
-    """The command line of a daemon that serves ``config`` on the listening descriptor ``listener``."""
+    """The command line of a daemon that serves ``config`` on the listening descriptor ``listener``.
+
+    Raises OSError when there is no such image.
+    """
     readonly = "on" if config.readonly else "off"
     path = config.path.replace(",", ",,")
+    protocol = "host_device" if stat.S_ISBLK(os.stat(config.path).st_mode) else "file"
     image = (
         f"driver={config.format or 'raw'},node-name=image,read-only={readonly},discard=unmap,"
-        f"file.driver=file,file.filename={path}"
+        f"file.driver={protocol},file.filename={path}"
     )
     argv = [PROGRAM, "--blockdev", image]
     disk = "image"

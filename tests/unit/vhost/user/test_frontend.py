@@ -36,7 +36,7 @@ from fakes.vhost_user import (
     DiedError,
 )
 from nemu.errors import ConfigError
-from nemu.memory import GuestRam
+from nemu.memory import GuestRam, map_image
 from nemu.vhost.user.channel import PATIENCE
 from nemu.vhost.user.device import VhostUserDevice
 from nemu.vhost.user.endpoint import SocketEndpoint
@@ -426,6 +426,20 @@ def test_without_a_record_a_lost_request_stops_the_device(bench: Bench) -> None:
     assert SET_VRING_ADDR not in backend.log
 
 
+def test_what_a_back_end_held_in_its_memory_ends_the_device_with_it(bench: Bench) -> None:
+    backend = bench.backend()
+    machine = bench.started(volatile=True)
+    bench.end(backend)
+    bench.backend()
+    machine.until(lambda: bool(machine.transport.stopped))
+    assert "with it what it had not written" in str(machine.transport.stopped[0])
+    machine.device.deactivate(lambda: None)
+    machine.activate()
+    machine.settled()
+    machine.send(b"anew")
+    assert machine.collect(1)[0].data == b"wena"
+
+
 def test_without_a_record_an_idle_ring_goes_on_where_it_was(bench: Bench) -> None:
     backend = bench.backend(protocol=LASTING)
     machine = bench.started()
@@ -547,6 +561,20 @@ def test_memory_that_comes_later_is_added(bench: Bench) -> None:
     machine.settled()
     assert backend.regions[1][:2] == (1 << 32, 4096)
     assert SET_MEM_TABLE not in backend.log[backend.log.index(SET_VRING_ADDR) :]
+    os.close(fd)
+
+
+def test_memory_that_cannot_be_written_is_not_the_back_ends(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "image").write_bytes(bytes(4096))
+    fd = os.open(tmp_path / "image", os.O_RDONLY)
+    backend = bench.backend()
+    machine = bench.machine()
+    machine.ram.add(1 << 32, map_image(fd, 4096, readonly=True), fd, readonly=True)
+    machine.build()
+    machine.activate()
+    machine.settled()
+    assert [region[0] for region in backend.regions] == [0]
+    assert machine.lines == []
     os.close(fd)
 
 

@@ -1,0 +1,28 @@
+"""What one boot of one machine shows.  Runs in the emulated host."""
+
+from __future__ import annotations
+
+import tempfile
+
+from peers.boots import MARK, memory_mib, running, until
+from peers.devices import Place, virtiofsd
+from peers.turns import IMAGES, MEMORY, PATIENCE, command
+
+
+def root_boot(name: str, boot: list[str]) -> float:
+    """Seconds from process start to Python that runs in the guest, from a root that is this host's own."""
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=IMAGES) as directory:
+        place = Place(directory, 0)
+        argv = command(name, boot, "virtiofs", place)
+        with virtiofsd(place, "/"), running(argv) as (process, start):
+            return until(process, MARK, PATIENCE)[0] - start
+
+
+def returned(name: str, boot: list[str], tools: str) -> float:
+    """MiB of guest RAM that the host has back after the guest used and freed memory (guest.sh, balloon)."""
+    argv = command(name, boot, "balloon", Place("", 0), tools)
+    with running(argv) as (process, _):
+        until(process, b"#filled", PATIENCE)
+        filled = memory_mib(process.pid, MEMORY)[0]
+        until(process, b"#freed", PATIENCE)
+        return filled - memory_mib(process.pid, MEMORY)[0]
