@@ -151,7 +151,7 @@ def test_every_virtio_device_has_its_driver_name() -> None:
             for _, kind in inspect.getmembers(import_module(found.name), inspect.isclass):
                 if issubclass(kind, VirtioDevice) and hasattr(kind, "device_id"):
                     kinds.add(kind.device_id)
-    assert set(DRIVERS) == kinds
+    assert kinds <= set(DRIVERS)
 
 
 def test_options_of_nemu_run_are_told_with_their_keys(session: FakeSession) -> None:

@@ -94,14 +94,14 @@ def _block(block: BlockInfo) -> Block:
 class Chardev(NamedTuple):
     """QEMU's ChardevInfo."""
 
-    label: Annotated[str, "console or serial"]
+    label: Annotated[str, "console, serial or the name of a port"]
     filename: Annotated[str, "where it goes: stdio, file:PATH, unix:PATH"]
     frontend_open: Annotated[bool, "a device is attached"]
 
 
 @command("query-chardev")
 def query_chardev(call: Call) -> list[Chardev]:
-    """Where the consoles go."""
+    """Where the consoles and ports go."""
     return [Chardev(*one) for one in call.session.peripherals.chardevs()]
 
 
