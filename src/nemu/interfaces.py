@@ -192,7 +192,8 @@ class PciFunctionInfo(NamedTuple):
 class BlockInfo(NamedTuple):
     """A disk as management sees it."""
 
-    name: str  # of its device
+    node: str  # its own name
+    device: str  # the device that shows it to the guest
     path: str
     size: int  # bytes
     readonly: bool

@@ -49,8 +49,8 @@ class RunState(Enum):
     PAUSED = "paused"
 
 
-def _unheard(event: str, /, **data: Any) -> None:
-    pass
+def unheard(event: str, /, **data: Any) -> None:
+    """``emit`` where nobody listens."""
 
 
 class Machine:
@@ -82,7 +82,7 @@ class Machine:
         self.power_button: Callable[[], None] = lambda: None
         self.send_nmi: Callable[[], None] = lambda: None  # while no CPU is in the guest
         self.clocks: list[Clock] = []
-        self.emit: Callable[..., None] = _unheard
+        self.emit: Callable[..., None] = unheard
         self.pci_functions: Callable[[], list[PciFunctionInfo]] = list
         self.balloon: Balloon | None = None
         self.devices: list[tuple[str, str]] = []

@@ -46,7 +46,7 @@ class FakeSession:
             inject_nmi=lambda: self.asked.append("nmi"),
         )
         self.peripherals = SimpleNamespace(
-            blocks=lambda: [BlockInfo("virtio-blk0", "/d.img", 4096, False)],
+            blocks=lambda: [BlockInfo("disk0", "virtio-blk0", "/d.img", 4096, False)],
             chardevs=lambda: [ChardevInfo("console", "stdio", True)],
         )
 

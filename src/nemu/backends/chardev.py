@@ -20,7 +20,7 @@ from typing import Protocol
 from nemu.backends.output import Output
 from nemu.config.chardev import ChardevConfig
 from nemu.errors import ConfigError
-from nemu.interfaces import EventLoop
+from nemu.interfaces import ChardevInfo, EventLoop
 
 
 class Frontend(Protocol):
@@ -122,6 +122,13 @@ class FileChardev(Chardev):
     def close(self) -> None:
         super().close()
         self._output.close()
+
+
+def describe(label: str, config: ChardevConfig, chardev: Chardev) -> ChardevInfo:
+    """``chardev``, which was opened as ``config`` says, for management."""
+    kind = "unix" if config.kind == "socket" else config.kind
+    where = f"{kind}:{config.path}" if config.path else kind
+    return ChardevInfo(label, where, chardev.frontend is not None)
 
 
 def open_chardev(

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from nemu.backends.chardev import Chardev, open_chardev
+from nemu.backends.chardev import Chardev, describe, open_chardev
 from nemu.interfaces import ChardevInfo
 from nemu.peripherals.kind import Peripheral, Run
 from nemu.virtio.console import VirtioConsole
 
 if TYPE_CHECKING:
-    from nemu.config.chardev import ChardevConfig
     from nemu.machine import Machine
     from nemu.virtio.device import VirtioDevice
 
@@ -32,16 +31,10 @@ class Consoles(Peripheral):
         return self._device is not None and self._device.opened
 
     def chardevs(self) -> Iterator[ChardevInfo]:
-        yield _describe("console", self._config.console, self._console)
+        yield describe("console", self._config.console, self._console)
         if self.serial is not None:
-            yield _describe("serial", self._config.serial, self.serial)
+            yield describe("serial", self._config.serial, self.serial)
 
     def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
         self._device = VirtioConsole("virtio-console0", self._console, machine.loop)
         yield self._device
-
-
-def _describe(label: str, config: ChardevConfig, chardev: Chardev) -> ChardevInfo:
-    kind = "unix" if config.kind == "socket" else config.kind
-    where = f"{kind}:{config.path}" if config.path else kind
-    return ChardevInfo(label, where, chardev.frontend is not None)

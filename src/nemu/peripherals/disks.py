@@ -35,8 +35,9 @@ class Disks(Peripheral):
         return VhostUserDisk(disk, self._queues, self._loop, warn)
 
     def blocks(self) -> Iterator[BlockInfo]:
-        for number, disk in enumerate(self._disks):
-            yield BlockInfo(f"virtio-blk{number}", disk.path, disk.size, disk.readonly)
+        for number, (config, disk) in enumerate(zip(self._config.disks, self._disks, strict=True)):
+            device = "virtio-scsi0" if config.bus == "scsi" else f"virtio-blk{number}"
+            yield BlockInfo(f"disk{number}", device, disk.path, disk.size, disk.readonly)
 
     def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
         scsi = []

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
+from nemu.machine import unheard
+
 if TYPE_CHECKING:
     from nemu.config import MachineConfig
     from nemu.interfaces import BlockInfo, ChardevInfo
@@ -31,7 +33,7 @@ class Run(NamedTuple):
     config: MachineConfig
     loop: Loop
     leave: Callable[[], None]
-    emit: Callable[..., None]
+    emit: Callable[..., None] = unheard
 
 
 class Peripheral:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from nemu.backends.chardev import open_chardev
+from nemu.backends.chardev import describe, open_chardev
+from nemu.interfaces import ChardevInfo
 from nemu.peripherals.kind import Peripheral, Run
 from nemu.virtio.ports import NamedPort, VirtioPorts
 
@@ -25,6 +26,10 @@ class Ports(Peripheral):
             )
             for port in run.config.ports
         ]
+
+    def chardevs(self) -> Iterator[ChardevInfo]:
+        for config, port in zip(self._config.ports, self._ports, strict=True):
+            yield describe(config.name, config.chardev, port.backend)
 
     def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
         yield VirtioPorts("virtio-ports0", self._ports, machine.loop)

@@ -67,7 +67,8 @@ def test_what_is_attached(session: FakeSession) -> None:
     client = session.connect()
     (block,) = client.execute("query-block")
     inserted = block["inserted"]
-    assert (inserted["node-name"], inserted["file"], inserted["ro"]) == ("virtio-blk0", "/d.img", False)
+    assert (inserted["node-name"], inserted["file"], inserted["ro"]) == ("disk0", "/d.img", False)
+    assert client.execute("qom-get", path=block["qdev"], property="type") == "virtio-blk-pci"
     assert inserted["image"]["virtual-size"] == 4096
     assert client.execute("query-chardev") == [
         {"label": "console", "filename": "stdio", "frontend-open": True}
@@ -150,7 +151,7 @@ def test_every_virtio_device_has_its_driver_name() -> None:
             for _, kind in inspect.getmembers(import_module(found.name), inspect.isclass):
                 if issubclass(kind, VirtioDevice) and hasattr(kind, "device_id"):
                     kinds.add(kind.device_id)
-    assert set(DRIVERS) == kinds
+    assert kinds <= set(DRIVERS)
 
 
 def test_options_of_nemu_run_are_told_with_their_keys(session: FakeSession) -> None:

@@ -78,14 +78,14 @@ def query_block(call: Call) -> list[Block]:
 def _block(block: BlockInfo) -> Block:
     inserted = Inserted(
         file=block.path,
-        node_name=block.name,
+        node_name=block.node,
         ro=block.readonly,
         drv="raw",
         image=Image(block.path, "raw", block.size),
         cache=Cache(True, False, False),
         detect_zeroes=DetectZeroes.OFF,
     )
-    return Block("", f"/machine/peripheral/{block.name}", "unknown", False, False, inserted)
+    return Block("", f"/machine/peripheral/{block.device}", "unknown", False, False, inserted)
 
 
 # --- consoles ---------------------------------------------------------------------------------
@@ -94,14 +94,14 @@ def _block(block: BlockInfo) -> Block:
 class Chardev(NamedTuple):
     """QEMU's ChardevInfo."""
 
-    label: Annotated[str, "console or serial"]
+    label: Annotated[str, "console, serial or the name of a port"]
     filename: Annotated[str, "where it goes: stdio, file:PATH, unix:PATH"]
     frontend_open: Annotated[bool, "a device is attached"]
 
 
 @command("query-chardev")
 def query_chardev(call: Call) -> list[Chardev]:
-    """Where the consoles go."""
+    """Where the consoles and ports go."""
     return [Chardev(*one) for one in call.session.peripherals.chardevs()]
 
 

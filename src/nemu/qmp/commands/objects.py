@@ -24,6 +24,7 @@ DRIVERS = {
     5: "virtio-balloon-pci",
     8: "virtio-scsi-pci",
     19: "vhost-vsock-pci",
+    26: "vhost-user-fs-pci",
     27: "virtio-pmem-pci",
 }
 OTHER_DRIVER = "vhost-user-device-pci"  # whatever else a vhost-user back end is
