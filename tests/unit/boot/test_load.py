@@ -146,9 +146,13 @@ def test_initrd_that_fits_nowhere_is_refused(ram: GuestRam, image: Image) -> Non
 def test_load_frees_its_buffers_and_descriptors(ram: GuestRam, image: Image) -> None:
     kernel = image(bzimage(PACKERS["lz4"](Elf(text=os.urandom(9 * MIB), data_gpa=30 * MIB).build())))
     start(ram, kernel)
-    before, descriptors = _private_kib(), len(os.listdir("/proc/self/fd"))
-    start(ram, kernel)
-    assert _private_kib() - before < 2048
+    descriptors = len(os.listdir("/proc/self/fd"))
+    grown = []
+    for _ in range(3):  # what other threads of this process take meanwhile, they take once
+        before = _private_kib()
+        start(ram, kernel)
+        grown.append(_private_kib() - before)
+    assert min(grown) < 2048
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
