@@ -55,6 +55,8 @@ def archive(config: MachineConfig, streams: Sequence[str]) -> bytes:
     packed.file("etc/root", _root_mounts(config).encode())
     for place in ("new", "lower", "upper"):
         packed.directory(place)
+    if not config.rw:
+        packed.file("lower/unmounted", b"")
     for stream in streams:
         packed.fifo(stream)
     packed.directory("dev")

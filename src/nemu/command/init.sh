@@ -60,11 +60,14 @@ explain() { # why the root is not as it should be
 enter_root() { # the new root, with all that a kernel shows, is "." from now on; "/" stays the initramfs
     $bb cp -a /skeleton/. /
     $bb mount -a -T /etc/root
-    cd /new && [ -e ./proc/self ] && $bb mount -o move . / || explain
+    # Where a file system should be, the initramfs has this file.
+    cd /new && [ ! -e /lower/unmounted ] && [ -e ./proc/self ] && $bb mount -o move . / || explain
     [ -d ".$directory" ] || fail "there is no directory $directory in the root"
 }
 
 start() { # start VARIABLE... PROGRAM...: becomes the command, with a session of its own
+    read -r self rest <./proc/self/stat
+    echo $self >/pid
     controlling=
     [ $stdin = $terminal ] && controlling=-c
     exec $bb setsid $controlling $bb env -i "$@" <$stdin >$stdout 2>$stderr
@@ -75,7 +78,10 @@ obey() { # what the host says while the command runs
         case $word in
         out) kill -9 $out ;; # so that a writer gets a broken pipe
         err) kill -9 $err ;;
-        *) kill -"$word" -- -$command ;;
+        *)
+            until read -r command </pid; do $bb usleep 5000; done
+            kill -"$word" -- -$command
+            ;;
         esac
     done
 }
@@ -112,10 +118,8 @@ $bb ip link set lo up
 if [ $stdin = $terminal ]; then
     until true <>$terminal; do $bb usleep 5000; done
 fi
-start "$@" 3>&- &
-command=$!
 obey <&3 &
-wait $command
+(start "$@" 3>&-) # in the foreground: a shell lets what runs in the background ignore SIGINT
 status=$?
 end_others
 end_others # what was just being born

@@ -50,7 +50,7 @@ _PROGRAMS = (
     _Program("passt", OPTIONAL, "passt", "--net user"),
     _Program("iasl", TESTS, "acpica-tools", "judges the ACPI tables"),
     _Program("strace", TESTS, "strace", "shows that an idle machine sleeps"),
-    _Program("virtiofsd", UNUSED, "virtiofsd", "shares folders with a guest"),
+    _Program("virtiofsd", OPTIONAL, "qemu-system-common", "--fs dir=DIR, nemu run -- COMMAND"),
     _Program("gcc", TESTS, "gcc", "compares structures with the kernel headers"),
 )
 
