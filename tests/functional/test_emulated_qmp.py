@@ -42,7 +42,7 @@ def machine(tmp_path: Path, environment: dict[str, str]) -> Iterator[subprocess.
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
         try:
             deadline = time.monotonic() + PATIENCE
-            while not (tmp_path / "q").exists():
+            while not (tmp_path / "run/nemu/outer.qmp").exists():  # the last one that is opened
                 assert process.poll() is None, process.stderr and process.stderr.read()
                 assert time.monotonic() < deadline
                 time.sleep(0.05)

@@ -230,11 +230,10 @@ def test_the_console_is_a_socket_for_one_client_after_another(tmp_path: Path) ->
                 seen = b""
                 while b"reply " + word not in seen:
                     assert time.monotonic() < deadline, seen
-                    client.sendall(word + b"\n")
                     try:
                         seen += client.recv(4096)
-                    except TimeoutError:
-                        continue
+                    except TimeoutError:  # only in silence: a slow guest would drown in its own echo
+                        client.sendall(word + b"\n")
         process.terminate()
         assert process.wait(SHORT) == 0
         assert not path.exists()
