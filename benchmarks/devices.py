@@ -22,6 +22,7 @@ import argparse
 import os
 import platform
 import sys
+import time
 from collections.abc import Sequence
 
 import nemu
@@ -130,8 +131,11 @@ class Run:
 
 
 def _progress(what: str) -> None:
+    """On one line of a terminal; a log gets a line for each."""
     if sys.stderr.isatty():
-        print(f"\r\033[K{what}", end="" if what else "\r", file=sys.stderr, flush=True)
+        print(f"\r\033[K{what}", end="", file=sys.stderr, flush=True)
+    elif what:
+        print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
 
 
 def report(run: Run, rounds: int, path: str | None) -> None:

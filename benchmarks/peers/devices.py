@@ -22,7 +22,8 @@ MIB = 1 << 20
 IPERF3_PORT, SOCKPERF_PORT = 5201, 11111
 PATIENCE = 30.0  # seconds until a program that does not listen is given up
 VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
-BLK, VHOST_USER_BLK, PMEM = 64, 65, 64  # sizes in MiB, by which the guest knows its disks
+BLK, VHOST_USER_BLK = 64, 65  # sizes in MiB, by which the guest knows its disks
+PMEM, SHARED_FILE = 64, 64  # MiB
 QEMU, QEMU_IOTHREAD = "qemu", "qemu-iothread"
 
 
@@ -93,13 +94,20 @@ def storage_daemon(place: Place) -> Iterator[None]:
 
 
 @contextmanager
-def virtiofsd(place: Place, source: str = "") -> Iterator[None]:
-    """Shares ``source``, by default an empty directory."""
-    source = source or f"{place.directory}/shared"
-    os.makedirs(source, exist_ok=True)
+def virtiofsd(place: Place, source: str) -> Iterator[None]:
+    """Shares the directory ``source``."""
     path = f"{place.directory}/virtiofs.sock"
     argv = [VIRTIOFSD, f"--socket-path={path}", "-o", f"source={source}", "-o", "cache=auto", "-f"]
     with program(argv, lambda: os.path.exists(path)):
+        yield
+
+
+@contextmanager
+def shared_file(place: Place) -> Iterator[None]:
+    """A directory with the file that is read and written."""
+    source = f"{place.directory}/shared"
+    os.mkdir(source)
+    with image(f"{source}/file", SHARED_FILE), virtiofsd(place, source):
         yield
 
 
@@ -187,7 +195,7 @@ DEVICES = {
                 *("-device", "vhost-user-fs-pci,chardev=virtiofs,tag=bench"),
             )
         },
-        backend=virtiofsd,
+        backend=shared_file,
     ),
     "balloon": Device(
         ours=("--balloon", "on"),

@@ -63,7 +63,7 @@ virtiofs() {
     modprobe virtiofs
     mkdir /shared
     mount -t virtiofs bench /shared
-    fio /shared/file --size=64m
+    fio /shared/file
 }
 
 # The host's end of the tap is in the address of the card: 02:KIND, then four bytes of IPv4.

@@ -23,8 +23,8 @@ from peers.machines import MODERN, OURS, our_machine, q35_machine
 from peers.trace import Trace
 
 MEMORY = 384  # MiB
-PATIENCE = 240.0  # seconds for one turn on a busy machine
-BOOT_PATIENCE = 120.0
+PATIENCE = 600.0  # seconds for one turn on a busy machine, fio's start in it
+BOOT_PATIENCE = 240.0
 QEMU_TRIES = 3  # about one guest of QEMU's in ten does not come up in the emulated host
 IMAGES = "/dev/shm"
 _READY, _END = "#ready\n", "#end\n"

@@ -27,13 +27,21 @@ def skip(views: Sequence[memoryview], count: int) -> Iovec:
     """What lies behind the first ``count`` bytes."""
     for number, view in enumerate(views):
         if count < len(view):
-            return [view[count:], *views[number + 1 :]]
+            return [view[count:], *views[number + 1 :]] if count else list(views[number:])
         count -= len(view)
     return []
 
 
+def but_last(views: Sequence[memoryview]) -> Iovec:
+    """All but the last byte of what is not empty."""
+    *rest, last = views
+    return [*rest, last[:-1]] if len(last) > 1 else rest
+
+
 def gather(views: Sequence[memoryview], limit: int) -> bytes:
     """A copy of the first ``limit`` bytes; callers bound what a guest can make them copy."""
+    if views and len(views[0]) >= limit:  # as a rule
+        return bytes(views[0][:limit])
     return b"".join(take(views, limit))
 
 

@@ -110,9 +110,7 @@ class Disk:
         except BaseException:
             os.close(self.fd)
             raise
-        self._always_wait: set[Callable[..., int]] = (
-            set()
-        )  # calls that this file system cannot do without waiting
+        self._waiting: set[Callable[..., int]] = set()  # calls that always may, on this file system
         self._handover = threading.Lock()  # of the next two: a job finds an idle worker or waits for one
         self._jobs: deque[Job | None] = deque()
         self._idle: list[SimpleQueue[Job | None]] = []
@@ -186,13 +184,13 @@ class Disk:
         views: Sequence[memoryview],
         offset: int,
     ) -> bool:
-        if call in self._always_wait:
+        if call in self._waiting:
             return False
         try:
             return call(self.fd, views, offset, os.RWF_NOWAIT) == sum(map(len, views))
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP:  # not on this file system: ask no more
-                self._always_wait.add(call)
+                self._waiting.add(call)
             return False
 
     def write(self, views: Sequence[memoryview], offset: int, *, sync: bool = False) -> None:
@@ -236,6 +234,8 @@ class Disk:
         rest = list(views)
         while rest:
             moved = call(rest[:IOV_MAX], offset)
+            if moved == sum(map(len, rest)):
+                return
             if moved == 0:
                 raise OSError(errno.EIO, "the disk has become shorter")
             offset += moved

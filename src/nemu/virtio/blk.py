@@ -128,11 +128,10 @@ class VirtioBlk(VirtioDevice):
     def _start(self, active: _Active, queue: Queue, chain: Chain) -> bool:
         """Hand the request in ``chain`` to a worker, or complete it at once.  Raises GuestError."""
         header = iovec.gather(chain.readable, _HEADER.size)
-        room = iovec.size(chain.writable)
-        if len(header) < _HEADER.size or room == 0:
+        if len(header) < _HEADER.size or not chain.writable:
             raise GuestError("a block request without a header or without room for its status")
         kind, _, sector = _HEADER.unpack(header)
-        incoming = iovec.take(chain.writable, room - 1)  # 5.2.6: the status is the last byte
+        incoming = iovec.but_last(chain.writable)  # 5.2.6: the status is the last byte
         request = _Request(active, queue, chain.head, chain.writable[-1][-1:])
         try:
             io = self._request(request, kind, sector, chain.readable, incoming)
