@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nemu.backends.disk import Disk
 from nemu.interfaces import BlockInfo
@@ -20,40 +20,55 @@ if TYPE_CHECKING:
 DEFAULT_QUEUES = 4
 
 
-class Disks(Peripheral):
-    """Every disk of the machine."""
+def default_queues(run: Run) -> int:
+    """Request queues where nobody asks for a number."""
+    return min(run.config.cpus.present, DEFAULT_QUEUES)
+
+
+def open_disk(config: DiskConfig, run: Run) -> Disk | VhostUserDisk:
+    """The image, or what serves it.  Raises ConfigError, HostError."""
+    if config.in_process:
+        return Disk(config.path, config.readonly)
+    from nemu.vhost.user.storage import VhostUserDisk
+
+    return VhostUserDisk(config, default_queues(run), run.loop, warn)
+
+
+class BlockDevice(Peripheral):
+    """One disk with a device of its own; ``backend`` may be what ``open_disk`` gave."""
+
+    PREFIX = "virtio-blk"
+    REMOVABLE = True
+
+    @classmethod
+    def at_start(cls, run: Run, config: Any) -> Iterator[Any]:
+        """Those with a device of their own, then the controller of the others."""
+        for number, disk in enumerate(config):
+            if disk.bus != "scsi":
+                yield cls(run, disk, number)
+        if any(disk.bus == "scsi" for disk in config):
+            from nemu.peripherals.scsi import ScsiController
+
+            yield ScsiController(run, config)
 
     def _open(self, run: Run) -> None:
-        self._queues = min(run.config.cpus.present, DEFAULT_QUEUES)
-        self._disks = [self._keep(self._open_disk(disk)) for disk in run.config.disks]
-
-    def _open_disk(self, disk: DiskConfig) -> Disk | VhostUserDisk:
-        if disk.in_process:
-            return Disk(disk.path, disk.readonly)
-        from nemu.vhost.user.storage import VhostUserDisk
-
-        return VhostUserDisk(disk, self._queues, self._loop, warn)
+        self._disk: Disk | VhostUserDisk = self.backend or self._keep(open_disk(self._config, run))
+        self._queues = self._config.queues or default_queues(run)
 
     def blocks(self) -> Iterator[BlockInfo]:
-        for number, disk in enumerate(self._disks):
-            yield BlockInfo(f"virtio-blk{number}", disk.path, disk.size, disk.readonly)
+        yield BlockInfo(self.name, self._disk.path, self._disk.size, self._disk.readonly)
 
-    def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
-        scsi = []
-        for number, (config, disk) in enumerate(zip(self._config.disks, self._disks, strict=True)):
-            name = f"virtio-blk{number}"
-            if isinstance(disk, Disk) and config.bus == "scsi":
-                scsi.append((config, disk))
-            elif isinstance(disk, Disk):
-                queues = config.queues or self._queues
-                yield VirtioBlk(name, disk, machine.lock, machine.loop, queues=queues, serial=config.serial)
-            else:
-                yield disk.device(name, machine.ram)
-        if scsi:
-            from nemu.peripherals.scsi import controller
-
-            yield controller(scsi, machine, self._queues)
+    def device(self, machine: Machine) -> VirtioDevice:
+        if not isinstance(self._disk, Disk):
+            return self._disk.device(self.name, machine.ram)
+        return VirtioBlk(
+            self.name,
+            self._disk,
+            machine.lock,
+            machine.loop,
+            queues=self._queues,
+            serial=self._config.serial,
+        )
 
     def drain(self) -> None:
-        for disk in self._disks:
-            disk.drain()
+        self._disk.drain()
