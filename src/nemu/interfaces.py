@@ -192,6 +192,8 @@ class BlockInfo(NamedTuple):
     path: str
     size: int  # bytes
     readonly: bool
+    node: str = ""  # management's name of it, "" where that did not open it
+    format: str = "raw"
 
 
 class ChardevInfo(NamedTuple):

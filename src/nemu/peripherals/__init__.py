@@ -16,15 +16,14 @@ from nemu.peripherals.kind import Peripheral, Run
 
 if TYPE_CHECKING:
     from nemu.backends.chardev import Chardev
-    from nemu.backends.disk import Disk
     from nemu.config import MachineConfig
     from nemu.config.disk import DiskConfig
     from nemu.config.net import NetConfig
     from nemu.devices.watchdog import Sticky
     from nemu.interfaces import BlockInfo, ChardevInfo
     from nemu.loop import Loop
+    from nemu.peripherals.disks import Node
     from nemu.peripherals.nets import Port
-    from nemu.vhost.user.storage import VhostUserDisk
 
 # (field of MachineConfig, module here, class), in the order of their slots on the bus behind the console's.
 KINDS = (
@@ -89,11 +88,11 @@ class Peripherals:
         number = next(number for number in count() if f"{kind.PREFIX}{number}" not in taken)
         return kind(self._run, config, number, name=name, backend=backend)
 
-    def open_disk(self, config: DiskConfig) -> Disk | VhostUserDisk:
+    def open_node(self, config: DiskConfig, name: str) -> Node:
         """A backend for ``make("disks", ...)``.  Raises ConfigError and HostError."""
-        from nemu.peripherals.disks import open_disk
+        from nemu.peripherals.disks import open_node
 
-        return open_disk(config, self._run)
+        return open_node(config, self._run, name)
 
     def open_port(self, config: NetConfig) -> Port:
         """A backend for ``make("nets", ...)``.  Raises ConfigError and HostError."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nemu.backends.disk import Disk
 from nemu.interfaces import BlockInfo
@@ -25,17 +25,33 @@ def default_queues(run: Run) -> int:
     return min(run.config.cpus.present, DEFAULT_QUEUES)
 
 
-def open_disk(config: DiskConfig, run: Run) -> Disk | VhostUserDisk:
-    """The image, or what serves it.  Raises ConfigError, HostError."""
+class Node(NamedTuple):
+    """An open disk, or what serves it; ``name`` is management's, "" without one."""
+
+    name: str
+    config: DiskConfig
+    disk: Disk | VhostUserDisk
+
+    def info(self, device: str) -> BlockInfo:
+        """The disk behind the device of that name."""
+        disk = self.disk
+        return BlockInfo(device, disk.path, disk.size, disk.readonly, self.name, self.config.format or "raw")
+
+    def close(self) -> None:
+        self.disk.close()
+
+
+def open_node(config: DiskConfig, run: Run, name: str = "") -> Node:
+    """Raises ConfigError, HostError."""
     if config.in_process:
-        return Disk(config.path, config.readonly)
+        return Node(name, config, Disk(config.path, config.readonly))
     from nemu.vhost.user.storage import VhostUserDisk
 
-    return VhostUserDisk(config, default_queues(run), run.loop, warn)
+    return Node(name, config, VhostUserDisk(config, default_queues(run), run.loop, warn))
 
 
 class BlockDevice(Peripheral):
-    """One disk with a device of its own; ``backend`` may be what ``open_disk`` gave."""
+    """One disk with a device of its own; ``backend`` may be a Node."""
 
     PREFIX = "virtio-blk"
     REMOVABLE = True
@@ -52,11 +68,12 @@ class BlockDevice(Peripheral):
             yield ScsiController(run, config)
 
     def _open(self, run: Run) -> None:
-        self._disk: Disk | VhostUserDisk = self.backend or self._keep(open_disk(self._config, run))
+        self._node: Node = self.backend or self._keep(open_node(self._config, run))
+        self._disk = self._node.disk
         self._queues = self._config.queues or default_queues(run)
 
     def blocks(self) -> Iterator[BlockInfo]:
-        yield BlockInfo(self.name, self._disk.path, self._disk.size, self._disk.readonly)
+        yield self._node.info(self.name)
 
     def device(self, machine: Machine) -> VirtioDevice:
         if not isinstance(self._disk, Disk):

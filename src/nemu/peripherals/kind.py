@@ -79,6 +79,11 @@ class Peripheral(Backends, ABC):
             self.close()
             raise
 
+    @property
+    def socket(self) -> str:
+        """The path of the vhost-user back end's, "" without one."""
+        return getattr(self._config, "socket", "")
+
     @classmethod
     def at_start(cls, run: Run, config: Any) -> Iterator[Self]:
         """Those that ``config``, the value of the field, asks for."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from nemu.backends.disk import Disk
 from nemu.config.disk import scsi_addresses
 from nemu.interfaces import BlockInfo
-from nemu.peripherals.disks import default_queues
+from nemu.peripherals.disks import Node, default_queues, open_node
 from nemu.peripherals.kind import Peripheral, Run
 from nemu.scsi.bus import Address, Bus
 from nemu.scsi.disk import ScsiDisk
@@ -23,8 +23,13 @@ class Unit(NamedTuple):
     """A disk on the bus."""
 
     name: str
-    disk: Disk
+    node: Node
     serial: str
+
+    @property
+    def disk(self) -> Disk:
+        assert isinstance(self.node.disk, Disk)
+        return self.node.disk
 
 
 class ScsiController(Peripheral):
@@ -39,11 +44,11 @@ class ScsiController(Peripheral):
         scsi = [(number, disk) for number, disk in enumerate(self._config) if disk.bus == "scsi"]
         addresses = scsi_addresses(self._config)
         for (number, disk), address in zip(scsi, addresses, strict=True):
-            opened = self._keep(Disk(disk.path, disk.readonly))
-            self.units[address] = Unit(f"virtio-blk{number}", opened, disk.serial)
+            node = self._keep(open_node(disk, run))
+            self.units[address] = Unit(f"virtio-blk{number}", node, disk.serial)
 
     def add(self, address: Address, unit: Unit) -> None:
-        """Plug ``unit``, whose disk stays the caller's, into the free ``address``."""
+        """Plug ``unit``, whose node stays the caller's, into the free ``address``."""
         self.units[address] = unit
         if self._controller:
             self._controller.add(address, _scsi_disk(address, unit))
@@ -55,11 +60,11 @@ class ScsiController(Peripheral):
         return self.units.pop(address)
 
     def uses(self, backend: object) -> bool:
-        return any(unit.disk is backend for unit in self.units.values())
+        return any(unit.node is backend for unit in self.units.values())
 
     def blocks(self) -> Iterator[BlockInfo]:
-        for name, disk, _ in self.units.values():
-            yield BlockInfo(name, disk.path, disk.size, disk.readonly)
+        for unit in self.units.values():
+            yield unit.node.info(unit.name)
 
     def device(self, machine: Machine) -> VirtioDevice:
         bus = Bus()

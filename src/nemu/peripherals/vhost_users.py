@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING
 
 from nemu.peripherals.kind import Peripheral, Run, warn
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 # Virtio 1.2, section 5: queues of the types that have more than one.
 _QUEUES = {1: 2, 3: 2, 5: 2, 8: 3, 16: 2, 18: 2, 19: 3, 20: 2, 23: 2, 25: 4, 26: 2, 41: 2}
+_FS_CONFIG = struct.Struct("<36sI")  # 5.11.4: tag, num_request_queues
 # Network cards and disks come back after their connection ended; most other back ends end with it.
 _RECONNECTING = {1, 2}
 
@@ -38,7 +40,13 @@ class VhostUser(Peripheral):
         queues = config.queues or _QUEUES.get(config.type, 1)
         frontend.need_queues(queues)
         return VhostUserDevice(
-            self.name, config.type, frontend, machine.ram, queues=queues, queue_size=config.queue_size
+            self.name,
+            config.type,
+            frontend,
+            machine.ram,
+            queues=queues,
+            queue_size=config.queue_size,
+            own={0: _FS_CONFIG.pack(config.tag.encode(), queues - 1)} if config.tag else None,
         )
 
     def drain(self) -> None:

@@ -5,6 +5,7 @@ A reboot builds a new machine: what was plugged in is there again, what was remo
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,18 +14,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from nemu.plug import PlugError
 
 if TYPE_CHECKING:
-    from nemu.backends.disk import Disk
     from nemu.config import MachineConfig
-    from nemu.config.disk import DiskConfig
     from nemu.config.net import NetConfig
     from nemu.interfaces import EventLoop, Ost
     from nemu.kvm.handles import Vcpu
     from nemu.machine import Machine
     from nemu.peripherals import Peripherals
+    from nemu.peripherals.disks import Node
     from nemu.peripherals.kind import Peripheral
     from nemu.peripherals.nets import Port
+    from nemu.peripherals.scsi import ScsiController, Unit
     from nemu.plug.memory import Dimm
-    from nemu.vhost.user.storage import VhostUserDisk
+    from nemu.scsi.bus import Address
 
 # ACPI 6.5, 6.3.5: source events and status codes of _OST
 _EJECTIONS = (3, 0x103)
@@ -44,13 +45,6 @@ class Module(NamedTuple):
     dimm: Dimm
 
 
-class Node(NamedTuple):
-    """An open disk that devices may be put on."""
-
-    config: DiskConfig
-    disk: Disk | VhostUserDisk
-
-
 class Netdev(NamedTuple):
     """An open port of the host's network that a card may be put on."""
 
@@ -63,7 +57,7 @@ class Stock:
     """Backends that management has made, by name; they are there until it takes them away."""
 
     memory: dict[str, Dimm] = field(default_factory=dict)
-    entropy: set[str] = field(default_factory=set)
+    entropy: dict[str, object] = field(default_factory=dict)
     nodes: dict[str, Node] = field(default_factory=dict)
     netdevs: dict[str, Netdev] = field(default_factory=dict)
     chardevs: dict[str, str] = field(default_factory=dict)  # name -> path of a socket
@@ -73,7 +67,7 @@ class Stock:
         for dimm in self.memory.values():
             dimm.close()
         for node in self.nodes.values():
-            node.disk.close()
+            node.close()
         for netdev in self.netdevs.values():
             netdev.port.close()
         for kind in (self.memory, self.nodes, self.netdevs):
@@ -98,6 +92,7 @@ class Inventory:
         self._machine: Machine
         self._going: dict[int, str] = {}  # CPUs whose threads are about to end
         self._leaving: dict[int, Peripheral] = {}  # by slot; their I/O is about to end
+        self._draining: dict[Unit, threading.Thread] = {}  # of SCSI buses; their I/O is about to end
         self._reports: Counter[tuple[str, int]] = Counter()
 
     # --- machines ---------------------------------------------------------------------------------
@@ -122,6 +117,9 @@ class Inventory:
         for slot, peripheral in list(self._leaving.items()):
             peripheral.drain()
             self._device_gone(slot, peripheral)
+        for unit, thread in list(self._draining.items()):
+            thread.join()
+            self._unit_gone(unit)
 
     def close(self) -> None:
         """The run ends.  Idempotent."""
@@ -133,13 +131,20 @@ class Inventory:
     def names(self) -> Iterator[str]:
         """Every name that is taken."""
         yield from filter(None, (*self.cpus.values(), *self._going.values()))
-        yield from (module.name for module in self.modules.values())
+        yield from (module.name for module in self.modules.values() if module.name)
         yield from (one.name for one in (*self.peripherals, *self._leaving.values()))
         yield from (block.name for block in self.peripherals.blocks())
+        yield from (unit.name for unit in self._draining)
 
     def uses(self, backend: object) -> bool:
         """Whether a device is on ``backend``, or was and has I/O under way."""
-        return any(one.uses(backend) for one in (*self.peripherals, *self._leaving.values()))
+        idle = all(unit.node is not backend for unit in self._draining)
+        return not idle or any(one.uses(backend) for one in (*self.peripherals, *self._leaving.values()))
+
+    def on_socket(self, path: str) -> bool:
+        """Whether a device or a network port is on the back end that listens at ``path``."""
+        sockets = [one.socket for one in (*self.peripherals, *self._leaving.values())]
+        return path in sockets or any(one.config.socket == path for one in self.stock.netdevs.values())
 
     def uses_memory(self, name: str) -> bool:
         """Whether the memory of this name is plugged in."""
@@ -178,16 +183,31 @@ class Inventory:
         self.peripherals.add(peripheral)
         return peripheral.name
 
+    def plug_unit(
+        self, controller: ScsiController, address: Address, name: str, node: Node, serial: str
+    ) -> None:
+        """Put a raw disk on a SCSI bus."""
+        from nemu.peripherals.scsi import Unit
+
+        target, lun = address
+        if address in controller.units:
+            raise PlugError(f"there is a unit at target {target}, LUN {lun} already")
+        controller.add(address, Unit(name or f"scsi-hd-{target}-{lun}", node, serial))
+
+    def controllers(self) -> dict[str, ScsiController]:
+        """The SCSI controllers by the names of their buses, as QEMU has them."""
+        return {f"{one.name}.0": one for one in self.peripherals if hasattr(one, "units")}  # type: ignore[misc]
+
     def request_removal(self, name: str) -> bool:
         """Ask the guest to let go of what has this name or object path; False where there is none."""
         name = name.removeprefix(PLUGGED)
         for number, one in self.cpus.items():
-            if name in (one, AT_START.format(number)):
+            if name == (one or AT_START.format(number)):
                 self._machine.cpus.request_removal(number)
                 self._reports.pop(("CPU", number), None)
                 return True
         for slot, module in self.modules.items():
-            if module.name == name:
+            if name and module.name == name:
                 self._machine.dimms.request_removal(slot)
                 self._reports.pop(("MEMORY", slot), None)
                 return True
@@ -198,7 +218,34 @@ class Inventory:
                 self._machine.pci.request_removal(peripheral.slot)
                 self._reports.pop(("PCI", peripheral.slot), None)
                 return True
+        if self._remove_unit(name):
+            return True
         return name in self._going.values() or any(one.name == name for one in self._leaving.values())
+
+    def _remove_unit(self, name: str) -> bool:
+        """A unit of a SCSI bus goes at once, without asking the guest."""
+        for controller in self.controllers().values():
+            for address, unit in controller.units.items():
+                if unit.name == name:
+                    if not unit.node.name:
+                        raise PlugError(f"Device '{name}' does not support hotplugging")
+                    controller.remove(address)
+                    # Not here: the jobs that are waited for want the machine lock.
+                    thread = threading.Thread(
+                        target=self._drain_unit, args=(unit,), name="drain", daemon=True
+                    )
+                    self._draining[unit] = thread
+                    thread.start()
+                    return True
+        return any(unit.name == name for unit in self._draining)
+
+    def _drain_unit(self, unit: Unit) -> None:
+        unit.disk.drain()
+        self._loop.call_soon(lambda: self._unit_gone(unit))
+
+    def _unit_gone(self, unit: Unit) -> None:
+        if self._draining.pop(unit, None):
+            self._tell_gone(unit.name)
 
     # --- what the guest does ----------------------------------------------------------------------
 
