@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from collections import Counter
@@ -188,6 +189,7 @@ class PlugSession(FakeSession):
 
 def held() -> tuple[list[str], int, int]:
     """The process's descriptors by target, its threads, its mappings of guest memory."""
+    gc.collect()  # what earlier tests left
     fds = sorted(os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _is_open(fd))
     with open("/proc/self/maps", encoding="ascii") as file:
         mappings = sum("nemu-ram" in line for line in file)
