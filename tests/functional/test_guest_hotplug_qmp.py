@@ -232,7 +232,10 @@ def test_nothing_is_left_of_what_went(steered: dict[str, Any]) -> None:
 
 
 def test_a_reset_keeps_what_came(steered: dict[str, Any]) -> None:
-    cpus, _, content = steered["while paused"].splitlines()
+    cpus, before, content = steered["while paused"].splitlines()
     assert (cpus, content) == ("0-1", "hello from outside")
-    assert steered["after a reset"].splitlines() == [*steered["while paused"].splitlines(), DISK]
+    cpus, after, content, disk = steered["after a reset"].splitlines()
+    assert (cpus, content, disk) == ("0-1", "hello from outside", DISK)
+    # What a kernel takes for itself as it boots depends on the CPUs that are there.
+    assert abs(int(after) - int(before)) < 1024
     assert (steered["status"], steered["errors"]) == (0, "")
