@@ -20,22 +20,23 @@ from nemu.virtio.pci import PAGES_SIZE, VirtioPci
 if TYPE_CHECKING:
     from nemu.config import MachineConfig
     from nemu.loop import Loop
-    from nemu.peripherals import Peripherals
+    from nemu.plug.inventory import Inventory
     from nemu.virtio.device import VirtioDevice
 
 
-def build(config: MachineConfig, peripherals: Peripherals, lock: threading.RLock, loop: Loop) -> Machine:
+def build(config: MachineConfig, inventory: Inventory, lock: threading.RLock, loop: Loop) -> Machine:
     """A machine as after power-on, ready to run.  Raises ConfigError and HostError, with nothing left."""
     machine = Machine(lock, loop)
     try:
-        _assemble(machine, config, peripherals)
+        _assemble(machine, config, inventory)
     except BaseException:
         machine.close()
         raise
     return machine
 
 
-def _assemble(machine: Machine, config: MachineConfig, peripherals: Peripherals) -> None:
+def _assemble(machine: Machine, config: MachineConfig, inventory: Inventory) -> None:
+    peripherals = inventory.peripherals
     at_close = machine.at_close.append
     system = System()
     at_close(system.close)
@@ -72,9 +73,7 @@ def _assemble(machine: Machine, config: MachineConfig, peripherals: Peripherals)
     if peripherals.watchdog:
         board.add_watchdog(bus, peripherals.watchdog)
     machine.pci_functions = host.describe
-    first = machine.cpus.start_with(config.cpus.present)
-    for device in peripherals.devices(machine):
-        machine.pci.start_with(device)
+    first = inventory.enter(machine)
 
     slots.drop_writes((board.ecam + register for register in host.inert_registers()), width=4)
 

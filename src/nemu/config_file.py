@@ -28,7 +28,7 @@ def load(path: str) -> dict[str, Given]:
             hint = syntax.nearest(key, list(known)) or f"; known are {', '.join(known)}"
             raise ConfigError("--config", path, f"unknown key {key}{hint}")
         label = f"{path}: {key}"
-        given[key] = Given(label, _located(known[key], label, value, os.path.dirname(path)))
+        given[key] = Given(label, located(known[key], label, value, os.path.dirname(path)))
     return given
 
 
@@ -44,7 +44,7 @@ def _parse(path: str) -> dict[str, Any]:
         raise ConfigError("--config", path, f"is not valid TOML: {error}") from None
 
 
-def _located(setting: Setting, label: str, value: Any, folder: str) -> Any:
+def located(setting: Setting, label: str, value: Any, folder: str) -> Any:
     """``value`` with its relative paths starting at ``folder``."""
     if setting.many and not isinstance(value, list):
         value = [value]

@@ -197,6 +197,7 @@ class BlockInfo(NamedTuple):
     path: str
     size: int  # bytes
     readonly: bool
+    format: str = "raw"
 
 
 class ChardevInfo(NamedTuple):

@@ -195,8 +195,13 @@ class GuestRam:
             os.close(self.fd)
             self.fd = -1
 
+    def unwatch(self, callback: Callable[[], None]) -> None:
+        """No more.  No effect on one that does not watch."""
+        if callback in self._watchers:
+            self._watchers.remove(callback)
+
     def _changed(self) -> None:
-        for callback in self._watchers:
+        for callback in self._watchers.copy():
             callback()
 
 

@@ -22,6 +22,7 @@ from nemu.loop import Loop
 from nemu.machine import Machine, Outcome, RunState
 from nemu.management import Management
 from nemu.peripherals import Peripherals
+from nemu.plug.inventory import Inventory
 from nemu.report import Report
 
 if TYPE_CHECKING:
@@ -77,10 +78,11 @@ def _panic_message(log: list[str]) -> str:
 class Session:
     """Signals, time-out, management clients and reboots around the machines of one run.
 
-    ``name`` is what management calls it; ``peripherals`` are there while it runs.
+    ``name`` is what management calls it; ``peripherals`` and ``inventory`` are there while it runs.
     """
 
     peripherals: Peripherals
+    inventory: Inventory
 
     def __init__(self, config: MachineConfig, options: RunOptions) -> None:
         self.config = config
@@ -136,9 +138,12 @@ class Session:
         with ExitStack() as stack:
             stack.callback(self._management.close)
             self._management.open()
-            self.peripherals = Peripherals(self.config, self.loop, self.leave, self._management.emit)
+            emit = self._management.emit
+            self.peripherals = Peripherals(self.config, self.loop, self.leave, emit)
             self._command = self.peripherals.command
             stack.callback(self.peripherals.close)
+            self.inventory = Inventory(self.config, self.peripherals, self.loop, emit)
+            stack.callback(self.inventory.close)
             if self._options.timeout:
                 self.loop.call_later(self._options.timeout, lambda: self._finish(Outcome.TIMEOUT))
             outcome = Outcome.RESET
@@ -150,7 +155,7 @@ class Session:
 
     def _run_machine(self, peripherals: Peripherals) -> Outcome:
         """One machine from power-on to its end."""
-        machine = self._machine = build(self.config, peripherals, self._lock, self.loop)
+        machine = self._machine = build(self.config, self.inventory, self._lock, self.loop)
         machine.emit = self._management.emit
         try:
             peripherals.ready()
@@ -171,6 +176,7 @@ class Session:
             self._machine = None
             machine.close()
             peripherals.drain()
+            self.inventory.leave()
             del machine
             gc.collect()  # views of guest RAM in reference cycles would keep it mapped
 

@@ -14,6 +14,7 @@ from nemu.config.cpus import Cpus
 from nemu.config.disk import DiskConfig
 from nemu.interfaces import BlockInfo, ChardevInfo, PciBar, PciFunctionInfo
 from nemu.machine import RunState
+from nemu.plug.inventory import Inventory
 from nemu.qmp.server import Server
 from nemu.qmp.sockets import Endpoint
 
@@ -38,17 +39,20 @@ class FakeSession:
         self.asked: list[str] = []
         self.server = Server(self, self.loop)  # type: ignore[arg-type]
         vcpus = [SimpleNamespace(native_id=1000 + index) for index in range(2)]
-        self.machine = SimpleNamespace(
+        self.machine: Any = SimpleNamespace(
             state=RunState.RUNNING,
             vcpus=vcpus,
+            cpus=SimpleNamespace(present=dict(enumerate(vcpus)), maximum=2),
+            dimms=SimpleNamespace(present={}),
             balloon=None,
             pci_functions=self._functions,
             inject_nmi=lambda: self.asked.append("nmi"),
         )
-        self.peripherals = SimpleNamespace(
+        self.peripherals: Any = SimpleNamespace(
             blocks=lambda: [BlockInfo("disk0", "virtio-blk0", "/d.img", 4096, False)],
             chardevs=lambda: [ChardevInfo("console", "stdio", True)],
         )
+        self.inventory = Inventory(self.config, self.peripherals, self.loop, self.server.emit)  # type: ignore[arg-type]
 
     @staticmethod
     def _functions() -> list[PciFunctionInfo]:

@@ -47,7 +47,7 @@ class Driver:
             machine.reported = lambda kind, ost: self.log.append(f"{kind} {tuple(ost)}")
             machine.cpus.removed = lambda number: self.log.append(f"removed cpu {number}")
             machine.dimms.removed = lambda slot, dimm: self.log.append(f"removed memory {slot}")
-            machine.pci.removed = lambda device: self.log.append(f"removed {device.name}")
+            machine.pci.removed = lambda slot: self.log.append(f"removed device {slot}")
             while self.pending and f"step {self.pending[0][0]}\n" in self.shown():
                 try:
                     self.act(machine, *self.pending[0][1].split())
@@ -181,7 +181,7 @@ def test_a_device_comes_and_goes_straight_on_the_root_bus(plugged: dict[str, Any
     assert "0x1044" in plugged["sections"]["rng"]
     assert "virtio_rng.1" in plugged["sections"]["rng"]
     assert "0000:00:1f.0" not in plugged["sections"]["rng-gone"]
-    assert "removed hot-rng" in plugged["log"]
+    assert "removed device 31" in plugged["log"]
 
 
 def test_the_guest_reports_success_of_each(plugged: dict[str, Any]) -> None:

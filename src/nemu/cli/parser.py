@@ -21,6 +21,9 @@ COMMANDS = {
     "reset": "press a machine's reset button",
     "pause": "hold a running machine",
     "resume": "let a paused machine go on",
+    "plug": "plug a device into a running machine",
+    "unplug": "take devices out of a running machine",
+    "resize": "give a running machine more or fewer CPUs, or memory",
     "console": "use the console of a running machine",
     "qmp": "talk QMP to a running machine",
     "doctor": "tell what this host offers and what to do about a miss",
@@ -28,6 +31,7 @@ COMMANDS = {
     "completion": "print a completion script for a shell",
 }
 _MODULES = dict.fromkeys(("stop", "powerdown", "reset", "pause", "resume"), "control")
+_MODULES |= dict.fromkeys(("unplug", "resize"), "plug")
 
 _DESCRIPTION = """\
 nemu runs a Linux kernel on a virtual machine without legacy hardware, on KVM.

@@ -122,7 +122,7 @@ class MachineConfig:
         Setting(
             "vhost-user",
             Kind("vhost_user", "VhostUserConfig"),
-            "type=N,socket=SOCKET[,queues=N][,queue-size=N]",
+            "type=N,socket=SOCKET[,queues=N][,queue-size=N][,tag=TEXT]",
             "virtio device of any type (virtio 1.2, section 5) on the vhost-user back end at SOCKET; "
             "repeat for more",
             many=True,

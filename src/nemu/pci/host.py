@@ -39,6 +39,7 @@ class HostBridge:
         self._apertures = [(start, end) for start, end in apertures if start < end]
         self._next_bar = [start for start, _ in self._apertures]
         self._functions: dict[int, PciFunction] = {}
+        self._bars: dict[tuple[int, int], int] = {}  # (slot, size) -> power-on address, ever after
         pages.view[:] = b"\xff" * BUS_SIZE
         self.window = Window("ecam", ecam_size, self, pages)
         self.add_function(0, vendor=VENDOR_INTEL, device=DEVICE_HOST_BRIDGE, class_code=HOST_BRIDGE_CLASS)
@@ -85,8 +86,16 @@ class HostBridge:
                 if function.config.is_fixed(register, 4):
                     yield slot * 8 * SIZE + register
 
-    def allocate(self, size: int) -> int:
-        """A power-on address for a BAR of ``size`` bytes (a power of two), in the last aperture with room."""
+    def allocate(self, slot: int, size: int) -> int:
+        """A power-on address for a BAR of ``size`` bytes (a power of two), in the last aperture with room.
+
+        What comes to a slot later has the address of what was there before.
+        """
+        if (slot, size) not in self._bars:
+            self._bars[slot, size] = self._allocate(size)
+        return self._bars[slot, size]
+
+    def _allocate(self, size: int) -> int:
         for index in reversed(range(len(self._apertures))):
             start = -(-self._next_bar[index] // size) * size
             if start + size <= self._apertures[index][1]:

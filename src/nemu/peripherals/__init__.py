@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from importlib import import_module
-from typing import TYPE_CHECKING
+from itertools import count
+from typing import TYPE_CHECKING, Any
 
 from nemu.peripherals.consoles import Consoles
 from nemu.peripherals.kind import Peripheral, Run
@@ -16,27 +17,35 @@ from nemu.peripherals.kind import Peripheral, Run
 if TYPE_CHECKING:
     from nemu.backends.chardev import Chardev
     from nemu.config import MachineConfig
+    from nemu.config.disk import DiskConfig
+    from nemu.config.net import NetConfig
     from nemu.devices.watchdog import Sticky
     from nemu.interfaces import BlockInfo, ChardevInfo
     from nemu.loop import Loop
-    from nemu.machine import Machine
     from nemu.peripherals.command import Command
-    from nemu.virtio.device import VirtioDevice
+    from nemu.peripherals.disks import Node
+    from nemu.peripherals.nets import Port
 
 # (field of MachineConfig, module here, class), in the order of their slots on the bus behind the console's.
 KINDS = (
-    ("disks", "disks", "Disks"),
+    ("disks", "disks", "BlockDevice"),
     ("cloud_init", "cloud_init", "CloudInit"),
-    ("nets", "nets", "Nets"),
-    ("vhost_users", "vhost_users", "VhostUsers"),
-    ("filesystems", "filesystems", "Filesystems"),
+    ("nets", "nets", "Nic"),
+    ("vhost_users", "vhost_users", "VhostUser"),
+    ("filesystems", "filesystems", "Filesystem"),
     ("rng", "rng", "Rng"),
     ("ports", "ports", "Ports"),
     ("command", "command", "Command"),
-    ("pmems", "pmems", "Pmems"),
+    ("pmems", "pmems", "Pmem"),
     ("balloon", "balloon", "BalloonDevice"),
     ("vsock", "vsock", "Vsock"),
 )
+
+
+def _kind(field: str) -> type[Peripheral]:
+    module, name = next((module, name) for one, module, name in KINDS if one == field)
+    kind: type[Peripheral] = getattr(import_module(f"nemu.peripherals.{module}"), name)
+    return kind
 
 
 def _sticky() -> Sticky:
@@ -48,28 +57,67 @@ def _sticky() -> Sticky:
 class Peripherals:
     """Everything open; raises ConfigError and HostError, with nothing left open.
 
-    ``leave`` and ``emit`` are those of Run.  ``watchdog`` survives a reset.
+    ``leave`` and ``emit`` are those of Run.  ``watchdog`` survives a reset.  Iterated, it gives what is there
+    in the order of the slots that a first machine has.
     """
 
     def __init__(
         self, config: MachineConfig, loop: Loop, leave: Callable[[], None], emit: Callable[..., None]
     ) -> None:
-        run = Run(config, loop, leave, emit)
+        self._run = run = Run(config, loop, leave, emit)
         self._open: list[Peripheral] = []
         try:
             # What may fail for a wrong setting comes first, the user's terminal last.
-            for field, module, name in KINDS:
-                if getattr(config, field):
-                    kind: type[Peripheral] = getattr(import_module(f"nemu.peripherals.{module}"), name)
-                    self._open.append(kind(run))
-            # It has another look than the other kinds: the run ends with it.
-            self.command: Command | None = self._open[-1] if config.command else None  # type: ignore[assignment]
+            for field, *_ in KINDS:
+                if value := getattr(config, field):
+                    for one in _kind(field).at_start(run, value):
+                        self._open.append(one)  # each at once: a later one may fail
+            self.command = self._command()
             self.watchdog = _sticky() if config.watchdog != "off" else None
             self._consoles = Consoles(run)
             self._open.insert(0, self._consoles)
         except BaseException:
             self.close()
             raise
+
+    def __iter__(self) -> Iterator[Peripheral]:
+        return iter(self._open)
+
+    def make(self, field: str, config: Any, name: str, backend: Any = None) -> Peripheral:
+        """One more of what ``field`` of MachineConfig has, open but not part of the machine.
+
+        Raises ConfigError and HostError.
+        """
+        kind = _kind(field)
+        taken = {*(one.name for one in self._open), *(block.device for block in self.blocks())}
+        number = next(number for number in count() if f"{kind.PREFIX}{number}" not in taken)
+        return kind(self._run, config, number, name=name, backend=backend)
+
+    def open_node(self, config: DiskConfig, name: str) -> Node:
+        """A backend for ``make("disks", ...)``.  Raises ConfigError and HostError."""
+        from nemu.peripherals.disks import open_node
+
+        return open_node(config, self._run, name)
+
+    def open_port(self, config: NetConfig) -> Port:
+        """A backend for ``make("nets", ...)``.  Raises ConfigError and HostError."""
+        from nemu.peripherals.nets import Port
+
+        port = Port(config, self._run.loop)
+        try:
+            port.ready()
+        except BaseException:
+            port.close()
+            raise
+        return port
+
+    def add(self, peripheral: Peripheral) -> None:
+        """``peripheral`` is part of this machine and the next ones; it is closed here."""
+        self._open.append(peripheral)
+
+    def take(self, peripheral: Peripheral) -> None:
+        """Not any more, and whoever calls closes it."""
+        self._open.remove(peripheral)
 
     @property
     def serial(self) -> Chardev | None:
@@ -81,6 +129,14 @@ class Peripherals:
         """Whether the guest of the latest machine has ever started its console driver."""
         return self._consoles.opened
 
+    def _command(self) -> Command | None:
+        """The one that has another look than the other kinds: the run ends with it."""
+        if not self._run.config.command:
+            return None
+        from nemu.peripherals.command import Command
+
+        return next(one for one in self._open if isinstance(one, Command))
+
     @property
     def initramfs(self) -> bytes:
         """An archive that the guest finds in its initramfs besides what the user gave, b"" for none."""
@@ -88,26 +144,21 @@ class Peripherals:
 
     def ready(self) -> None:
         """Wait for the programs that were started; before the guest first runs.  Raises HostError."""
-        for kind in self._open:
-            kind.ready()
-
-    def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
-        """New virtio devices on the open backends, in the order of their slots."""
-        for kind in self._open:
-            yield from kind.devices(machine)
+        for one in self._open:
+            one.ready()
 
     def blocks(self) -> list[BlockInfo]:
         """Every disk."""
-        return [block for kind in self._open for block in kind.blocks()]
+        return [block for one in self._open for block in one.blocks()]
 
     def chardevs(self) -> list[ChardevInfo]:
         """Every character backend."""
-        return [chardev for kind in self._open for chardev in kind.chardevs()]
+        return [chardev for one in self._open for chardev in one.chardevs()]
 
     def drain(self) -> None:
         """Wait for I/O in flight: a write of one machine must not land under the next one's eyes."""
-        for kind in self._open:
-            kind.drain()
+        for one in self._open:
+            one.drain()
 
     def close(self) -> None:
         """The terminal first, so that it is the user's again before anything else."""

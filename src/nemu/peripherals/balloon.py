@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from nemu.balloon import Balloon
@@ -17,10 +16,11 @@ if TYPE_CHECKING:
 class BalloonDevice(Peripheral):
     """The one balloon, which ``machine.balloon`` steers."""
 
+    PREFIX = "virtio-balloon"
+
     def _open(self, run: Run) -> None:
-        assert run.config.balloon
         memory = run.config.memory.size
-        self._balloon = Balloon(memory, memory - run.config.balloon.size)
+        self._balloon = Balloon(memory, memory - self._config.size)
         self._told = memory
         self._emit = run.emit
         self._balloon.watch(self._tell)
@@ -30,16 +30,14 @@ class BalloonDevice(Peripheral):
             self._told = self._balloon.actual
             self._emit("BALLOON_CHANGE", actual=self._told)
 
-    def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
-        config = self._config.balloon
-        assert config
+    def device(self, machine: Machine) -> VirtioDevice:
         machine.balloon = self._balloon
-        yield VirtioBalloon(
-            "virtio-balloon0",
+        return VirtioBalloon(
+            self.name,
             self._balloon,
             machine.ram,
             machine.loop,
-            reporting=config.reporting,
-            deflate_on_oom=config.deflate_on_oom,
-            interval=config.statistics,
+            reporting=self._config.reporting,
+            deflate_on_oom=self._config.deflate_on_oom,
+            interval=self._config.statistics,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from nemu.backends.disk import Disk
@@ -19,12 +18,12 @@ class CloudInit(Peripheral):
     """The disk of the seed."""
 
     def _open(self, run: Run) -> None:
-        seed = self._keep(Seed(run.config.cloud_init))
+        self.name = f"virtio-blk{len(run.config.disks)}"
+        seed = self._keep(Seed(self._config))
         self._disk = self._keep(Disk(seed.path, readonly=True, option="--cloud-init"))
 
-    def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
-        number = len(self._config.disks)
-        yield VirtioBlk(f"virtio-blk{number}", self._disk, machine.lock, machine.loop)
+    def device(self, machine: Machine) -> VirtioDevice:
+        return VirtioBlk(self.name, self._disk, machine.lock, machine.loop)
 
     def drain(self) -> None:
         self._disk.drain()

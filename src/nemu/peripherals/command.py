@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from functools import partial
 from signal import Signals
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 from nemu.backends.command_control import CommandControl
 from nemu.backends.std_streams import InputStream, OutputStream
@@ -32,6 +32,13 @@ class Command(Peripheral):
     ``status`` is its exit status once it has ended and its output is written; ``problem`` else says why
     there is none.
     """
+
+    PREFIX = "virtio-command"
+
+    @classmethod
+    def at_start(cls, run: Run, config: Any) -> Iterator[Self]:
+        """The words of a command are one."""
+        yield cls(run, config, name=cls.PREFIX)
 
     def _open(self, run: Run) -> None:
         self.status: int | None = None
@@ -74,9 +81,9 @@ class Command(Peripheral):
             self._control.tell(Signals(number).name.removeprefix("SIG"))
         return self._ready
 
-    def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
+    def device(self, machine: Machine) -> VirtioDevice:
         self._machine = machine
-        yield VirtioPorts("virtio-command", self._ports, machine.loop)
+        return VirtioPorts(self.name, self._ports, machine.loop)
 
     def _said(self, line: str) -> None:
         """The guest's word; the first end that it tells of counts."""

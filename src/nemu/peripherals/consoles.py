@@ -18,12 +18,15 @@ if TYPE_CHECKING:
 class Consoles(Peripheral):
     """The virtio console, and the backend of the serial port, which the board has."""
 
+    PREFIX = "virtio-console"
+
     def _open(self, run: Run) -> None:
         self._device: VirtioConsole | None = None
         self.serial: Chardev | None = None
         if run.config.serial.kind != "off":
             self.serial = self._keep(open_chardev(run.config.serial, run.loop, run.leave, "--serial"))
         self._console = self._keep(open_chardev(run.config.console, run.loop, run.leave))
+        self._configs = {"console": run.config.console, "serial": run.config.serial}
 
     @property
     def opened(self) -> bool:
@@ -31,10 +34,10 @@ class Consoles(Peripheral):
         return self._device is not None and self._device.opened
 
     def chardevs(self) -> Iterator[ChardevInfo]:
-        yield describe("console", self._config.console, self._console)
+        yield describe("console", self._configs["console"], self._console)
         if self.serial is not None:
-            yield describe("serial", self._config.serial, self.serial)
+            yield describe("serial", self._configs["serial"], self.serial)
 
-    def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
-        self._device = VirtioConsole("virtio-console0", self._console, machine.loop)
-        yield self._device
+    def device(self, machine: Machine) -> VirtioDevice:
+        self._device = VirtioConsole(self.name, self._console, machine.loop)
+        return self._device

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nemu.backends.disk import Disk
 from nemu.interfaces import BlockInfo
@@ -20,41 +20,72 @@ if TYPE_CHECKING:
 DEFAULT_QUEUES = 4
 
 
-class Disks(Peripheral):
-    """Every disk of the machine."""
+def default_queues(run: Run) -> int:
+    """Request queues where nobody asks for a number."""
+    return min(run.config.cpus.present, DEFAULT_QUEUES)
+
+
+class Node(NamedTuple):
+    """An open disk, or what serves it; ``name`` is management's, or tells its place in the configuration."""
+
+    name: str
+    config: DiskConfig
+    disk: Disk | VhostUserDisk
+
+    def info(self, device: str) -> BlockInfo:
+        """The disk behind the device of that name."""
+        disk, kind = self.disk, self.config.format or "raw"
+        return BlockInfo(self.name, device, disk.path, disk.size, disk.readonly, kind)
+
+    def close(self) -> None:
+        self.disk.close()
+
+
+def open_node(config: DiskConfig, run: Run, name: str) -> Node:
+    """Raises ConfigError, HostError."""
+    if config.in_process:
+        return Node(name, config, Disk(config.path, config.readonly))
+    from nemu.vhost.user.storage import VhostUserDisk
+
+    return Node(name, config, VhostUserDisk(config, default_queues(run), run.loop, warn))
+
+
+class BlockDevice(Peripheral):
+    """One disk with a device of its own; ``backend`` may be a Node."""
+
+    PREFIX = "virtio-blk"
+    REMOVABLE = True
+
+    @classmethod
+    def at_start(cls, run: Run, config: Any) -> Iterator[Any]:
+        """Those with a device of their own, then the controller of the others."""
+        for number, disk in enumerate(config):
+            if disk.bus != "scsi":
+                yield cls(run, disk, number)
+        if any(disk.bus == "scsi" for disk in config):
+            from nemu.peripherals.scsi import ScsiController
+
+            yield ScsiController(run, config)
 
     def _open(self, run: Run) -> None:
-        self._queues = min(run.config.cpus.present, DEFAULT_QUEUES)
-        self._disks = [self._keep(self._open_disk(disk)) for disk in run.config.disks]
-
-    def _open_disk(self, disk: DiskConfig) -> Disk | VhostUserDisk:
-        if disk.in_process:
-            return Disk(disk.path, disk.readonly)
-        from nemu.vhost.user.storage import VhostUserDisk
-
-        return VhostUserDisk(disk, self._queues, self._loop, warn)
+        self._node: Node = self.backend or self._keep(open_node(self._config, run, f"disk{self._number}"))
+        self._disk = self._node.disk
+        self._queues = self._config.queues or default_queues(run)
 
     def blocks(self) -> Iterator[BlockInfo]:
-        for number, (config, disk) in enumerate(zip(self._config.disks, self._disks, strict=True)):
-            device = "virtio-scsi0" if config.bus == "scsi" else f"virtio-blk{number}"
-            yield BlockInfo(f"disk{number}", device, disk.path, disk.size, disk.readonly)
+        yield self._node.info(self.name)
 
-    def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
-        scsi = []
-        for number, (config, disk) in enumerate(zip(self._config.disks, self._disks, strict=True)):
-            name = f"virtio-blk{number}"
-            if isinstance(disk, Disk) and config.bus == "scsi":
-                scsi.append((config, disk))
-            elif isinstance(disk, Disk):
-                queues = config.queues or self._queues
-                yield VirtioBlk(name, disk, machine.lock, machine.loop, queues=queues, serial=config.serial)
-            else:
-                yield disk.device(name, machine.ram)
-        if scsi:
-            from nemu.peripherals.scsi import controller
-
-            yield controller(scsi, machine, self._queues)
+    def device(self, machine: Machine) -> VirtioDevice:
+        if not isinstance(self._disk, Disk):
+            return self._disk.device(self.name, machine.ram)
+        return VirtioBlk(
+            self.name,
+            self._disk,
+            machine.lock,
+            machine.loop,
+            queues=self._queues,
+            serial=self._config.serial,
+        )
 
     def drain(self) -> None:
-        for disk in self._disks:
-            disk.drain()
+        self._disk.drain()

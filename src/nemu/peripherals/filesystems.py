@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from nemu.peripherals.kind import Peripheral, Run, warn
@@ -13,18 +12,17 @@ if TYPE_CHECKING:
     from nemu.virtio.device import VirtioDevice
 
 
-class Filesystems(Peripheral):
-    """Every shared file system of the machine."""
+class Filesystem(Peripheral):
+    """One shared file system."""
+
+    PREFIX = "virtio-fs"
+    REMOVABLE = True
 
     def _open(self, run: Run) -> None:
-        self._shared = [
-            self._keep(VhostUserFs(config, self._loop, warn)) for config in run.config.filesystems
-        ]
+        self._shared = self._keep(VhostUserFs(self._config, self._loop, warn))
 
-    def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
-        for number, shared in enumerate(self._shared):
-            yield shared.device(f"virtio-fs{number}", machine.ram)
+    def device(self, machine: Machine) -> VirtioDevice:
+        return self._shared.device(self.name, machine.ram)
 
     def drain(self) -> None:
-        for shared in self._shared:
-            shared.drain()
+        self._shared.drain()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, cast
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from nemu.errors import ConfigError, HostError
-from nemu.peripherals.kind import Peripheral, Run, warn
+from nemu.peripherals.kind import Backends, Peripheral, Run, warn
 from nemu.virtio.net import VirtioNet, stable_mac
 
 if TYPE_CHECKING:
@@ -14,39 +15,82 @@ if TYPE_CHECKING:
     from nemu.backends.passt import Passt
     from nemu.backends.tap import Tap
     from nemu.config.net import NetConfig
+    from nemu.loop import Loop
     from nemu.machine import Machine
     from nemu.vhost.net import NetPlane
     from nemu.vhost.user.net import VhostUserNet
     from nemu.virtio.device import VirtioDevice
 
 
-class Nets(Peripheral):
-    """Every network card of the machine."""
+class Port(Backends):
+    """The host's side of a network card.  Raises ConfigError, HostError.
 
-    def _open(self, run: Run) -> None:
-        self._starting: list[Passt] = []
-        self._ports = [self._open_port(net) for net in run.config.nets]
+    The descriptors in ``config`` are closed in any case.  It is a backend that moves packets, or what has
+    them moved in the host kernel or in another process.
+    """
 
-    def _open_port(self, net: NetConfig) -> NetBackend | list[NetPlane] | VhostUserNet:
-        """The backend of ``net``, or what serves it in the host kernel or another process."""
+    def __init__(self, config: NetConfig, loop: Loop) -> None:
+        super().__init__()
+        self._starting: Passt | None = None
+        self._backend: NetBackend | None = None
+        self._planes: list[NetPlane] = []
+        self._user: VhostUserNet | None = None
+        self._unclaimed = [*config.fds, *config.vhostfds]
+        try:
+            self._open(config, loop)
+        except BaseException:
+            self.close()
+            for fd in self._unclaimed:
+                with suppress(OSError):
+                    os.close(fd)
+            raise
+
+    def ready(self) -> None:
+        """Wait until passt has set itself up.  Raises HostError."""
+        starting, self._starting = self._starting, None
+        if starting:
+            starting.ready()
+
+    def device(self, name: str, mac: str, salt: str, machine: Machine) -> VirtioDevice:
+        """A network card with address ``mac``, or one that is stable for this port and ``salt``."""
+        given = bytes.fromhex(mac.replace(":", ""))
+        if self._planes:
+            from nemu.vhost.net import VhostNet
+
+            address = given or stable_mac(f"{self._planes[0].tap.name} {salt}")
+            return VhostNet(name, self._planes, address, ram=machine.ram, loop=machine.loop, warn=warn)
+        if self._user:
+            return self._user.device(name, given or stable_mac(f"{self._user.name} {salt}"), machine.ram)
+        assert self._backend
+        address = given or stable_mac(f"{self._backend.name} {salt}")
+        return VirtioNet(name, self._backend, address, machine.loop, warn)
+
+    def drain(self) -> None:
+        if self._user:
+            self._user.drain()
+
+    def _open(self, net: NetConfig, loop: Loop) -> None:
         if net.backend == "vhost-user":
             from nemu.vhost.user.net import VhostUserNet
 
-            return self._keep(VhostUserNet(net.socket, self._loop, warn))
-        if net.backend == "user":
+            self._user = self._keep(VhostUserNet(net.socket, loop, warn))
+        elif net.backend == "user":
             from nemu.backends.passt import Passt
 
-            passt = self._keep(Passt(forward=net.forward))
-            self._starting.append(passt)
-            return passt
-        taps = self._open_taps(net)
-        return self._open_planes(net, taps) or taps[0]
+            self._backend = self._starting = self._keep(Passt(forward=net.forward))
+        else:
+            taps = self._open_taps(net)
+            self._backend = taps[0]
+            self._planes = self._open_planes(net, taps)
 
     def _open_taps(self, net: NetConfig) -> list[Tap]:
         from nemu.backends.tap import inherited_tap, open_tap
 
         if net.backend == "fd":
-            taps = [self._keep(inherited_tap(fd)) for fd in net.fds]
+            taps = []
+            for fd in net.fds:
+                taps.append(self._keep(inherited_tap(fd)))
+                self._unclaimed.remove(fd)
             if len({tap.name for tap in taps}) > 1:
                 raise ConfigError("--net", str(net), "must be queues of one tap")
             return taps
@@ -58,6 +102,7 @@ class Nets(Peripheral):
             return []
         from nemu.vhost.net import open_planes
 
+        self._unclaimed.clear()
         try:
             planes = open_planes(taps, net.vhostfds)
         except HostError as error:
@@ -67,20 +112,21 @@ class Nets(Peripheral):
             raise HostError(f"--net {net}{needed}: needs vhost-net: {error}") from error
         return [self._keep(plane) for plane in planes]
 
+
+class Nic(Peripheral):
+    """One network card; ``backend`` may be a Port."""
+
+    PREFIX = "virtio-net"
+    REMOVABLE = True
+
+    def _open(self, run: Run) -> None:
+        self._port: Port = self.backend or self._keep(Port(self._config, run.loop))
+
     def ready(self) -> None:
-        while self._starting:
-            self._starting.pop().ready()
+        self._port.ready()
 
-    def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
-        for number, (config, port) in enumerate(zip(self._config.nets, self._ports, strict=True)):
-            name = f"virtio-net{number}"
-            identity = port[0].tap.name if isinstance(port, list) else port.name
-            mac = bytes.fromhex(config.mac.replace(":", "")) or stable_mac(f"{identity} {number}")
-            if isinstance(port, list):
-                from nemu.vhost.net import VhostNet
+    def device(self, machine: Machine) -> VirtioDevice:
+        return self._port.device(self.name, self._config.mac, str(self._number), machine)
 
-                yield VhostNet(name, port, mac, ram=machine.ram, loop=machine.loop, warn=warn)
-            elif config.backend == "vhost-user":
-                yield cast("VhostUserNet", port).device(name, mac, machine.ram)
-            else:
-                yield VirtioNet(name, cast("NetBackend", port), mac, machine.loop, warn)
+    def drain(self) -> None:
+        self._port.drain()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,30 +20,30 @@ if TYPE_CHECKING:
     from nemu.virtio.device import VirtioDevice
 
 
-class Pmems(Peripheral):
-    """Every persistent memory of the machine."""
+class Pmem(Peripheral):
+    """One persistent memory."""
+
+    PREFIX = "virtio-pmem"
 
     def _open(self, run: Run) -> None:
         self._machine: Machine | None = None
         self._watch: FileWatch | None = None
-        self._disks = [self._keep(Disk(pmem.path, pmem.readonly, "--pmem")) for pmem in run.config.pmems]
-        for disk in self._disks:
-            if disk.size % ALIGNMENT:
-                problem = f"has {disk.size} bytes, must be whole {ALIGNMENT >> 20} MiB"
-                raise ConfigError("--pmem", disk.path, problem)
-        self._watch = self._keep(FileWatch(disk.fd for disk in self._disks))
+        config = self._config
+        self._disk = disk = self._keep(Disk(config.path, config.readonly, "--pmem"))
+        if disk.size % ALIGNMENT:
+            problem = f"has {disk.size} bytes, must be whole {ALIGNMENT >> 20} MiB"
+            raise ConfigError("--pmem", disk.path, problem)
+        self._watch = self._keep(FileWatch([disk.fd]))
         run.loop.add_reader(self._watch.fileno(), self._changed)
 
-    def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
+    def device(self, machine: Machine) -> VirtioDevice:
         self._machine = machine
-        for number, disk in enumerate(self._disks):
-            gpa = _map(disk, machine)
-            yield VirtioPmem(f"virtio-pmem{number}", disk, gpa, machine.lock, machine.loop)
+        gpa = _map(self._disk, machine)
+        return VirtioPmem(self.name, self._disk, gpa, machine.lock, machine.loop)
 
     def drain(self) -> None:
         self._machine = None
-        for disk in self._disks:
-            disk.drain()
+        self._disk.drain()
 
     def close(self) -> None:
         if self._watch:
@@ -53,7 +52,7 @@ class Pmems(Peripheral):
         super().close()
 
     def _changed(self) -> None:
-        """Others have written to a file, or made it shorter.
+        """Others have written to the file, or made it shorter.
 
         A guest that touches what is gone would hang: KVM has it wait for the page (an asynchronous page
         fault), for ever.
@@ -61,8 +60,7 @@ class Pmems(Peripheral):
         assert self._watch
         self._watch.clear()
         try:
-            for disk in self._disks:
-                _check(disk)
+            _check(self._disk)
         except HostError as error:
             if self._machine:
                 self._machine.fail(error)

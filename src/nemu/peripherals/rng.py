@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from nemu.peripherals.kind import Peripheral
@@ -16,5 +15,8 @@ if TYPE_CHECKING:
 class Rng(Peripheral):
     """The entropy device, which has nothing to open."""
 
-    def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
-        yield VirtioRng("virtio-rng0", machine.loop)
+    PREFIX = "virtio-rng"
+    REMOVABLE = True
+
+    def device(self, machine: Machine) -> VirtioDevice:
+        return VirtioRng(self.name, machine.loop)

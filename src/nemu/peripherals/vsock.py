@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from nemu.errors import HostError
@@ -13,15 +12,14 @@ if TYPE_CHECKING:
     from nemu.vhost.vsock import VsockPlane
     from nemu.virtio.device import VirtioDevice
 
-NAME = "virtio-vsock0"
-
 
 class Vsock(Peripheral):
     """The socket device."""
 
+    PREFIX = "virtio-vsock"
+
     def _open(self, run: Run) -> None:
-        config = run.config.vsock
-        assert config
+        config = self._config
         self._plane: VsockPlane | None = None
         if config.socket:
             from nemu.backends.vsock_socket import VsockSocket
@@ -37,14 +35,11 @@ class Vsock(Peripheral):
             except HostError as error:
                 raise HostError(f"--vsock cid={config.cid}: {error}") from error
 
-    def devices(self, machine: Machine) -> Iterator[VirtioDevice]:
-        config = self._config.vsock
-        assert config
+    def device(self, machine: Machine) -> VirtioDevice:
         if self._plane:
             from nemu.vhost.vsock import VhostVsock
 
-            yield VhostVsock(NAME, self._plane, machine.ram, machine.loop)
-        else:
-            from nemu.virtio.vsock import VirtioVsock
+            return VhostVsock(self.name, self._plane, machine.ram, machine.loop)
+        from nemu.virtio.vsock import VirtioVsock
 
-            yield VirtioVsock(NAME, config.cid, self._socket, machine.loop)
+        return VirtioVsock(self.name, self._config.cid, self._socket, machine.loop)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from nemu.machine import RunState
@@ -28,7 +28,8 @@ class CpuSlots:
     """The CPUs of ``machine`` by number, up to ``maximum``.
 
     ``make`` creates a vCPU with its identity, ``renew`` makes one as new that has run before, ``thread``
-    makes its thread.  ``removed`` is told of each CPU that is gone.
+    makes its thread.  ``leaving`` is told of each CPU that the guest has let go, ``removed`` when its thread
+    has ended.
     """
 
     def __init__(
@@ -49,16 +50,17 @@ class CpuSlots:
         self._vcpus: dict[int, Vcpu] = {}
         self.maximum = maximum
         self.slots: Slots | None = None
+        self.leaving: Callable[[int], None] = lambda number: None
         self.removed: Callable[[int], None] = lambda number: None
 
     @property
-    def present(self) -> list[int]:
-        """The numbers of the CPUs that are there."""
-        return sorted(self._threads)
+    def present(self) -> dict[int, VcpuThread]:
+        """The CPUs that are there, by number."""
+        return dict(sorted(self._threads.items()))
 
-    def start_with(self, count: int) -> Vcpu:
-        """Make CPUs 0 to ``count`` - 1, before the machine runs; gives the first."""
-        for number in range(count):
+    def start_with(self, numbers: Iterable[int]) -> Vcpu:
+        """Make these CPUs, 0 among them, before the machine runs; gives the first."""
+        for number in numbers:
             self._add(number)
             if self.slots:
                 # CPU 0 has what Linux and firmware cannot move; nobody's guest lets it go.
@@ -93,6 +95,7 @@ class CpuSlots:
     def ejected(self, number: int) -> None:
         """The guest has let go of it: its thread ends.  It may be the very thread that calls."""
         self._leaving.add(number)
+        self.leaving(number)
         self._threads[number].ended = lambda: self._machine.loop.call_soon(lambda: self._gone(number))
         self._threads[number].stop()
 

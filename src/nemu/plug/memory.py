@@ -20,26 +20,41 @@ if TYPE_CHECKING:
 
 
 class Dimm(NamedTuple):
-    """``size`` bytes of ``fd`` (a memfd or a file), which lasts over reboots."""
+    """``size`` bytes of ``fd`` (a file without a name), which lasts over reboots."""
 
     fd: int
     size: int
+    folder: str = ""  # where the file is; "": a memfd
 
     def close(self) -> None:
         os.close(self.fd)
 
 
-def new_dimm(size: int) -> Dimm:
-    """Fresh memory of ``size`` bytes.  Raises PlugError, HostError."""
+def new_dimm(size: int, folder: str = "") -> Dimm:
+    """Fresh memory of ``size`` bytes, of the file system (hugetlbfs, tmpfs) at ``folder`` if one is given.
+
+    It is a file without a name: nobody else can shorten it, nor is anything left.  Raises PlugError,
+    HostError.
+    """
     if size <= 0 or size % BLOCK:
         raise PlugError(f"a memory device has a multiple of {show_size(BLOCK)}, not {show_size(size)}")
-    fd = os.memfd_create(MEMFD_NAME, os.MFD_CLOEXEC)
+    fd = _open_in(folder) if folder else os.memfd_create(MEMFD_NAME, os.MFD_CLOEXEC)
     try:
         os.ftruncate(fd, size)
     except OSError as error:
         os.close(fd)
         raise HostError(f"cannot make a memory device of {show_size(size)}: {error.strerror}") from error
-    return Dimm(fd, size)
+    return Dimm(fd, size, folder)
+
+
+def _open_in(folder: str) -> int:
+    """A new file without a name in ``folder``."""
+    if not os.path.isdir(folder):
+        raise PlugError(f"{folder}: must be a directory, such as /dev/shm or that of a hugetlbfs")
+    try:
+        return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise PlugError(f"{folder}: cannot make a file for memory: {error.strerror}") from error
 
 
 class DimmSlots:

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 
 class PciSlots:
-    """The functions of bus 0.  ``make`` puts a device into a slot, ``removed`` is told of each that went."""
+    """The functions of bus 0.  ``make`` puts a device into a slot.
+
+    ``leaving`` is told of a slot that the guest has let go, ``removed`` once no I/O of its device is under
+    way any more, which may be at once.
+    """
 
     def __init__(
         self, machine: Machine, host: HostBridge, make: Callable[[VirtioDevice, int], VirtioPci]
@@ -26,22 +30,27 @@ class PciSlots:
         self._make = make
         self._transports: dict[int, VirtioPci] = {}
         self.slots: Slots | None = None
-        self.removed: Callable[[VirtioDevice], None] = lambda device: None
+        self.leaving: Callable[[int], None] = lambda slot: None
+        self.removed: Callable[[int], None] = lambda slot: None
 
-    def start_with(self, device: VirtioDevice) -> int:
-        """Put ``device`` into the first free slot, before the machine runs; gives the slot."""
-        slot = self._add(device, None)
+    def start_with(self, device: VirtioDevice, slot: int | None = None, *, removable: bool = True) -> int:
+        """Put ``device`` into ``slot``, or the first free one, before the machine runs; gives the slot."""
+        slot = self._add(device, slot)
         if self.slots:
-            self.slots.occupy(slot)
+            self.slots.occupy(slot, removable=removable)
         return slot
 
-    def plug(self, device: VirtioDevice, slot: int | None = None) -> int:
-        """Add ``device``, in the first free slot unless ``slot`` is given, and tell the guest: its slot."""
+    def choose(self, slot: int | None = None) -> int:
+        """A place for one more: ``slot`` if it is free, or the first one that is.  Raises PlugError."""
         if self.slots is None:
             raise PlugError("PCI devices cannot be plugged into this machine (--hotplug pci)")
-        slot = self._add(device, slot)
+        return self._choose(slot)
+
+    def plug(self, device: VirtioDevice, slot: int) -> None:
+        """Add ``device`` in ``slot``, out of ``choose``, and tell the guest."""
+        assert self.slots
+        self._add(device, slot)
         self.slots.plug(slot)
-        return slot
 
     def request_removal(self, slot: int) -> None:
         """Ask the guest to let go of the device in ``slot``."""
@@ -54,19 +63,19 @@ class PciSlots:
     def ejected(self, slot: int) -> None:
         """The guest has let go of it: nothing answers there any more."""
         transport = self._transports.pop(slot)
-        transport.close()
+        self.leaving(slot)
         self._host.remove_function(slot)
         self._machine.devices = [
             entry for entry in self._machine.devices if entry[0] != transport.device.name
         ]
-        self.removed(transport.device)
+        transport.close(lambda: self.removed(slot))
 
     def close(self) -> None:
         """The machine ends."""
         while self._transports:
             self._transports.popitem()[1].close()
 
-    def _add(self, device: VirtioDevice, slot: int | None) -> int:
+    def _choose(self, slot: int | None) -> int:
         if slot is None:
             slot = self._host.free_slot()
             if slot is None:
@@ -75,6 +84,10 @@ class PciSlots:
             raise PlugError(
                 f"slot {slot} is taken" if 0 <= slot < 32 else f"there is no slot {slot}, only 1 to 31"
             )
+        return slot
+
+    def _add(self, device: VirtioDevice, slot: int | None) -> int:
+        slot = self._choose(slot)
         self._transports[slot] = self._make(device, slot)
         self._machine.devices.append((device.name, f"0000:00:{slot:02x}.0"))
         return slot

@@ -60,6 +60,23 @@ class QmpClient:
                     return
             self._events.append(self._message())
 
+    def next_event(self, seconds: float) -> dict[str, Any] | None:
+        """The next event that nobody has taken, None when none comes in ``seconds``."""
+        if self._events:
+            return self._events.pop(0)
+        if not self._buffered() and not select.select([self._connection], [], [], seconds)[0]:
+            return None
+        return self._message()
+
+    def _buffered(self) -> bool:
+        """Whether something is here that came with a message before."""
+        patience = self._connection.gettimeout()
+        self._connection.setblocking(False)
+        try:
+            return bool(self._lines.peek(1))
+        finally:
+            self._connection.settimeout(patience)
+
     def wait_closed(self, seconds: float | None = None) -> bool:
         """Wait until the server has gone, at most ``seconds``; whether it has."""
         deadline = None if seconds is None else time.monotonic() + seconds

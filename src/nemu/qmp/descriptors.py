@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from nemu.qmp.errors import QmpError
@@ -57,6 +58,15 @@ class Inbox:
             return self._named.pop(name)
         except KeyError:
             raise QmpError(f"File descriptor named '{name}' not found") from None
+
+    def take_all(self, names: Sequence[str]) -> tuple[int, ...]:
+        """Those with these names, as ``take_named``, or none of them.  Raises QmpError."""
+        for name in names:
+            if name not in self._named:
+                raise QmpError(f"File descriptor named '{name}' not found")
+        if len(set(names)) < len(names):
+            raise QmpError("a file descriptor is named twice")
+        return tuple(self._named.pop(name) for name in names)
 
     def close(self) -> None:
         """Idempotent."""

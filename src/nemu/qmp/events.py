@@ -61,6 +61,37 @@ class BalloonData(NamedTuple):
     actual: Annotated[int, "bytes of memory that the guest has now"]
 
 
+class DeletedData(NamedTuple):
+    path: Annotated[str, "its object"]
+    device: Annotated[str | None, "its name, where it had one"] = None
+
+
+class SlotType(Enum):
+    """ACPISlotType."""
+
+    DIMM = "DIMM"
+    CPU = "CPU"
+
+
+class OstInfo(NamedTuple):
+    """ACPIOSTInfo."""
+
+    slot: Annotated[str, "number of the slot"]
+    slot_type: Annotated[SlotType, "what goes into it"]
+    source: Annotated[int, "what the guest answers: 1 an insertion, 3 the request to let go"]
+    status: Annotated[int, "0 for success; see ACPI 6.3.5"]
+    device: Annotated[str | None, "name of what is in it"] = None
+
+
+class OstData(NamedTuple):
+    info: Annotated[OstInfo, "what the guest says"]
+
+
+class MemUnplugData(NamedTuple):
+    device: Annotated[str, "the memory device"]
+    msg: Annotated[str, "why, in words"]
+
+
 class Event(NamedTuple):
     """``seconds`` is the least time between two of them; of more the last one is sent then."""
 
@@ -78,6 +109,10 @@ EVENTS = {
     "RESUME": Event(Nothing, "Its CPUs run."),
     "GUEST_PANICKED": Event(PanicData, "The guest's kernel is dead."),
     "GUEST_CRASHLOADED": Event(PanicData, "The guest's kernel panicked and starts its crash kernel."),
+    "DEVICE_DELETED": Event(DeletedData, "The guest has let go of a device, and it is gone."),
+    "DEVICE_UNPLUG_GUEST_ERROR": Event(DeletedData, "The guest does not let go of a device."),
+    "MEM_UNPLUG_ERROR": Event(MemUnplugData, "The guest does not let go of a memory device."),
+    "ACPI_DEVICE_OST": Event(OstData, "What the guest says of a CPU or memory device that comes or goes."),
     "WATCHDOG": Event(WatchdogData, "The guest did not feed its watchdog.", seconds=1.0),
     "BALLOON_CHANGE": Event(BalloonData, "The guest gave memory back, or took it.", seconds=1.0),
 }

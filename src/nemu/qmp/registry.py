@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nemu.qmp.connection import Connection
     from nemu.session import Session
 
-MODULES = ("control", "status", "machine", "devices", "descriptors", "objects")
+MODULES = ("control", "status", "machine", "devices", "descriptors", "objects", "backends", "hotplug")
 
 
 class Call(NamedTuple):

@@ -24,6 +24,13 @@ class Wire(NamedTuple):
     name: str
 
 
+class Rest:
+    """Among the annotations of a ``dict[str, Any]``: it gets the members that the type does not name.
+
+    Which there are depends on others; introspection does not tell of them.
+    """
+
+
 class Nothing(NamedTuple):
     """No members: the arguments and the result of most commands."""
 
@@ -57,7 +64,15 @@ def is_object(kind: Any) -> bool:
 def members(kind: Any) -> tuple[Member, ...]:
     """The members of the object type ``kind``."""
     hints = get_type_hints(kind, include_extras=True)
-    return tuple(_member(kind, field, hints[field]) for field in kind._fields)
+    rest = rest_of(kind)
+    return tuple(_member(kind, field, hints[field]) for field in kind._fields if field != rest)
+
+
+@cache
+def rest_of(kind: Any) -> str | None:
+    """The field of the object type ``kind`` that is a Rest, None where it has none."""
+    hints = get_type_hints(kind, include_extras=True)
+    return next((field for field in kind._fields if Rest in getattr(hints[field], "__metadata__", ())), None)
 
 
 def _member(kind: Any, field: str, hint: Any) -> Member:
@@ -117,6 +132,9 @@ def _load_object(kind: Any, value: Any, where: str) -> Any:
             found[member.field] = load(member.type, given.pop(member.name), prefix + member.name)
         elif not member.optional:
             raise QmpError(f"Parameter '{prefix}{member.name}' is missing")
+    if (rest := rest_of(kind)) is not None:
+        found[rest] = given
+        given = {}
     for name in given:
         raise QmpError(f"Parameter '{prefix}{name}' is unexpected")
     return kind(**found)

@@ -186,6 +186,9 @@ class VhostDevice(VirtioDevice):
             plane.release()
         done()
 
+    def close(self) -> None:
+        self._ram.unwatch(self._memory_changed)
+
     def _ring_broken(self) -> None:
         if self._transport:
             self._transport.stop(GuestError("the host kernel found a bad ring or descriptor"))

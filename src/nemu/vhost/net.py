@@ -7,6 +7,7 @@ first pair; the queues of the tap that nobody reads are detached, so that no flo
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,10 @@ class NetPlane(DataPlane):
 
 
 def open_planes(taps: Sequence[Tap], fds: Sequence[int]) -> list[NetPlane]:
-    """A vhost-net descriptor for each queue of a tap: those in ``fds``, or new ones.  Raises HostError."""
+    """A vhost-net descriptor for each queue of a tap: those in ``fds``, or new ones.  Raises HostError.
+
+    Then none of them is open any more.
+    """
     planes: list[NetPlane] = []
     try:
         for number, tap in enumerate(taps):
@@ -66,6 +70,8 @@ def open_planes(taps: Sequence[Tap], fds: Sequence[int]) -> list[NetPlane]:
     except BaseException:
         for plane in planes:
             plane.close()
+        for fd in fds[len(planes) + 1 :]:  # the one that failed is closed already
+            os.close(fd)
         raise
     return planes
 
@@ -127,6 +133,7 @@ class VhostNet(VhostDevice):
         super().deactivate(done)
 
     def close(self) -> None:
+        super().close()
         self._links.close()
 
     def _start(self, features: int) -> None:

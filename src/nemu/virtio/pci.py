@@ -82,6 +82,7 @@ class VirtioPci:
         self._view = pages.view
         self._isr = 0
         self._draining = False  # the device was told to let go and has I/O in flight
+        self._closed: Callable[[], None] | None = None
         self._resetting = False
         self._logged = False
         # One for each queue and one for configuration changes, as far as the table goes.
@@ -107,7 +108,7 @@ class VirtioPci:
             Doorbell(NOTIFY + index * NOTIFY_MULTIPLIER, fd) for index, fd in enumerate(self._doorbells)
         )
         window = Window(device.name, BAR_SIZE, self, pages, doorbells)
-        self.function.add_bar(window, host.allocate(BAR_SIZE))
+        self.function.add_bar(window, host.allocate(slot, BAR_SIZE))
         self._add_capabilities()
 
     def _add_capabilities(self) -> None:
@@ -233,7 +234,9 @@ class VirtioPci:
 
     def _drained(self) -> None:
         self._draining = False
-        if self._resetting:
+        if self._closed:
+            self._closed()
+        elif self._resetting:
             # Only now does the driver read 0: no I/O touches its memory any more (4.1.4.3.1).
             self._resetting = False
             self._isr = 0
@@ -266,8 +269,12 @@ class VirtioPci:
         else:
             self._msix.vectors[vector].signal()
 
-    def close(self) -> None:
-        """The machine ends: stop using guest RAM and give back every descriptor."""
+    def close(self, closed: Callable[[], None] = lambda: None) -> None:
+        """The machine ends, or the device leaves it: give back every descriptor.
+
+        ``closed`` is called once no I/O touches guest RAM any more, maybe at once.
+        """
+        self._closed = closed
         self._deactivate()
         self.device.close()
         self.function.close()

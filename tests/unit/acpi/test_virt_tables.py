@@ -12,7 +12,6 @@ from fakes.irq import FakeIrq
 from fakes.pages import FakePages
 from nemu.acpi import dsdt, tables
 from nemu.arch.x86_64 import acpi, layout
-from nemu.config.cpus import Cpus
 from nemu.devices.ged import GenericEventDevice
 from nemu.devices.power import RESET_VALUE
 from nemu.devices.pvpanic import PvPanic
@@ -44,7 +43,8 @@ def built(
     try:
         rsdp_gpa = acpi.build(
             ram,
-            cpus=Cpus(cpus, cpus),
+            cpus=range(cpus),
+            max_cpus=cpus,
             pci64=pci64,
             terms=[dsdt.processors(cpus)],
             devices=platform_devices(),

@@ -36,7 +36,7 @@ def test_hidden_options_stay_hidden(capsys: pytest.CaptureFixture[str], shell: s
     ("line", "expected"),
     [
         ("nemu ", {*parser.COMMANDS, "--help", "--version", "-h"}),
-        ("nemu p", {"ps", "pause", "powerdown"}),
+        ("nemu p", {"ps", "pause", "plug", "powerdown"}),
         ("nemu run --qmp ", {"fd=", "tcp=", "off"}),
         ("nemu stop --", {"--timeout", "--help"}),
         ("nemu ru", {"run"}),

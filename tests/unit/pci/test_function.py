@@ -30,7 +30,7 @@ class Wired:
         self.host = HostBridge(self.bus, self.pages, ECAM, ECAM_SIZE, (LOW, HIGH))
         self.function = self.host.add_function(1, vendor=0x1AF4, device=0x1042, class_code=0x018000)
         self.window = Window("bar", SIZE, FakeHandler())
-        self.initial = self.host.allocate(SIZE)
+        self.initial = self.host.allocate(1, SIZE)
         self.function.add_bar(self.window, self.initial)
 
     def write(self, register: int, value: int, width: int = 4) -> None:
@@ -141,14 +141,14 @@ def test_the_edges_of_the_apertures_are_decoded(gpa: int) -> None:
 def test_an_empty_aperture_is_none() -> None:
     bus = FakeBus()
     host = HostBridge(bus, FakePages(BUS_SIZE), ECAM, ECAM_SIZE, (LOW, (1 << 40, 1 << 40)))
-    assert host.allocate(SIZE) == LOW[0]
+    assert host.allocate(1, SIZE) == LOW[0]
 
 
 def test_addresses_run_out_with_an_error_that_says_so() -> None:
     host = HostBridge(FakeBus(), FakePages(BUS_SIZE), ECAM, ECAM_SIZE, ((0x9000_0000, 0x9000_9000),))
-    assert [host.allocate(SIZE), host.allocate(SIZE)] == [0x9000_0000, 0x9000_4000]
+    assert [host.allocate(slot, SIZE) for slot in (1, 2, 1)] == [0x9000_0000, 0x9000_4000, 0x9000_0000]
     with pytest.raises(ValueError, match="no PCI window"):
-        host.allocate(SIZE)
+        host.allocate(3, SIZE)
 
 
 def test_unrelated_writes_do_not_touch_the_bus() -> None:

@@ -21,10 +21,10 @@ def test_a_machine_hears_of_its_own_balloon_and_the_next_is_asked_for_the_same()
     config = MachineConfig(memory=Memory(256 * MIB, 256 * MIB), balloon=BalloonConfig(size=64 * MIB))
     heard: list[tuple[str, dict[str, Any]]] = []
     run = Run(config, loop, lambda: None, lambda name, **data: heard.append((name, data)))  # type: ignore[arg-type]
-    peripheral = BalloonDevice(run)
+    peripheral = BalloonDevice(run, config.balloon)
     for _ in range(2):
         machine: Any = SimpleNamespace(ram=GuestRam([(0, MIB)]), loop=loop)
-        (device,) = peripheral.devices(machine)
+        device: Any = peripheral.device(machine)
         assert machine.balloon.target == 192 * MIB
         device.write_config(4, 4, 16384)
         device.write_config(4, 4, 16384)

@@ -28,9 +28,10 @@ class Rig:
         self.loop = FakeLoop()
         config = MachineConfig(command=("true",), console=ChardevConfig("null"))
         self.outcomes: list[Outcome] = []
-        self.command = Command(Run(config, cast(Any, self.loop), lambda: None, NO_EVENTS))
+        run = Run(config, cast(Any, self.loop), lambda: None, NO_EVENTS)
+        self.command = next(Command.at_start(run, config.command))
         machine = SimpleNamespace(loop=self.loop, finish=self.outcomes.append)
-        self.devices = list(self.command.devices(cast(Any, machine)))
+        self.devices = [self.command.device(cast(Any, machine))]
         self.ports = {port.name: port.backend for port in self.command._ports}
 
     def say(self, line: str) -> None:

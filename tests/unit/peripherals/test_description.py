@@ -37,7 +37,7 @@ def test_disks_consoles_and_ports_are_described(tmp_path: Path) -> None:
         ChardevInfo("org.test", f"file:{port}", False),
     ]
     machine = SimpleNamespace(loop=loop, lock=loop.lock, ram=None)
-    names = {device.name for device in peripherals.devices(machine)}  # type: ignore[arg-type]
+    names = {one.device(machine).name for one in peripherals}  # type: ignore[arg-type]
     assert {block.device for block in peripherals.blocks()} <= names
     assert all(chardev.open for chardev in peripherals.chardevs())
     peripherals.close()

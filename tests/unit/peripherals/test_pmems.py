@@ -17,7 +17,7 @@ from nemu.config.pmem import PmemConfig
 from nemu.errors import ConfigError, HostError
 from nemu.memory import DeviceMemory, GuestRam, Region
 from nemu.peripherals.kind import Run
-from nemu.peripherals.pmems import Pmems
+from nemu.peripherals.pmems import Pmem
 
 SIZE = 4 << 20
 START = 4 << 30
@@ -60,10 +60,10 @@ def files(tmp_path: Path) -> list[str]:
 
 
 @pytest.fixture
-def opened(files: list[str], loop: FakeLoop) -> Iterator[Pmems]:
+def opened(files: list[str], loop: FakeLoop) -> Iterator[list[Pmem]]:
     pmems = open_pmems(loop, PmemConfig(files[0]), PmemConfig(files[1], readonly=True))
     yield pmems
-    pmems.close()
+    close(pmems)
     assert loop.readers == {}
 
 
@@ -72,15 +72,28 @@ def loop() -> FakeLoop:
     return FakeLoop()
 
 
-def open_pmems(loop: FakeLoop, *pmems: PmemConfig) -> Pmems:
-    return Pmems(Run(MachineConfig(pmems=pmems), loop, lambda: None, lambda name, **data: None))  # type: ignore[arg-type]
+def open_pmems(loop: FakeLoop, *pmems: PmemConfig) -> list[Pmem]:
+    run = Run(MachineConfig(pmems=pmems), loop, lambda: None, lambda name, **data: None)  # type: ignore[arg-type]
+    opened: list[Pmem] = []
+    try:
+        for one in Pmem.at_start(run, pmems):
+            opened.append(one)
+    except ConfigError:
+        close(opened)
+        raise
+    return opened
 
 
-def make(pmems: Pmems, machine: Any) -> list[str]:
-    return [device.name for device in pmems.devices(machine)]
+def close(pmems: list[Pmem]) -> None:
+    for one in pmems:
+        one.close()
 
 
-def test_each_file_is_memory_of_each_machine(opened: Pmems, loop: FakeLoop, files: list[str]) -> None:
+def make(pmems: list[Pmem], machine: Any) -> list[str]:
+    return [one.device(machine).name for one in pmems]
+
+
+def test_each_file_is_memory_of_each_machine(opened: list[Pmem], loop: FakeLoop, files: list[str]) -> None:
     for byte in (b"x", b"y"):  # a reboot: the same files at the same place
         machine = FakeMachine(loop)
         assert make(opened, machine) == ["virtio-pmem0", "virtio-pmem1"]
@@ -92,11 +105,12 @@ def test_each_file_is_memory_of_each_machine(opened: Pmems, loop: FakeLoop, file
         assert Path(files[0]).read_bytes()[:2] == byte + b"a"
         assert machine.ram.read(START + (1 << 30), 2) == b"bb"
         machine.close()
-        opened.drain()
+        for one in opened:
+            one.drain()
 
 
 def test_a_file_that_becomes_shorter_ends_the_machine(
-    opened: Pmems, loop: FakeLoop, files: list[str]
+    opened: list[Pmem], loop: FakeLoop, files: list[str]
 ) -> None:
     machine = FakeMachine(loop)
     make(opened, machine)
@@ -117,7 +131,7 @@ def test_a_file_that_becomes_shorter_ends_the_machine(
         make(opened, FakeMachine(loop))
 
 
-def test_a_store_of_the_guest_wakes_nobody(opened: Pmems, loop: FakeLoop) -> None:
+def test_a_store_of_the_guest_wakes_nobody(opened: list[Pmem], loop: FakeLoop) -> None:
     machine = FakeMachine(loop)
     make(opened, machine)
     machine.ram.write(START, b"x" * 100)
@@ -126,7 +140,7 @@ def test_a_store_of_the_guest_wakes_nobody(opened: Pmems, loop: FakeLoop) -> Non
 
 
 def test_an_access_of_ours_to_what_is_gone_ends_the_machine(
-    opened: Pmems, loop: FakeLoop, files: list[str]
+    opened: list[Pmem], loop: FakeLoop, files: list[str]
 ) -> None:
     machine = FakeMachine(loop)
     make(opened, machine)
@@ -140,7 +154,7 @@ def test_an_access_of_ours_to_what_is_gone_ends_the_machine(
     machine.close()
 
 
-def test_too_little_room_names_the_file(opened: Pmems, loop: FakeLoop, files: list[str]) -> None:
+def test_too_little_room_names_the_file(opened: list[Pmem], loop: FakeLoop, files: list[str]) -> None:
     machine = FakeMachine(loop, room=1 << 30)
     with pytest.raises(
         ConfigError, match=rf"^--pmem {files[1]}: needs 4 MiB of guest addresses, 0 MiB are left"
@@ -162,4 +176,4 @@ def test_readers_share_a_file_and_a_writer_has_it_alone(loop: FakeLoop, files: l
     first = open_pmems(loop, PmemConfig(files[0], readonly=True), PmemConfig(files[0], readonly=True))
     with pytest.raises(ConfigError, match="is in use already"):
         open_pmems(FakeLoop(), PmemConfig(files[0]))
-    first.close()
+    close(first)

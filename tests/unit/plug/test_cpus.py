@@ -73,7 +73,7 @@ class Wired:
         self.cpus.removed = self.removed.append
         if hotplug:
             self.cpus.slots = self.slots
-        self.first: Any = self.cpus.start_with(present)
+        self.first: Any = self.cpus.start_with(range(present))
 
     def _make(self, number: int) -> Any:
         self.made.append(number)
@@ -103,7 +103,7 @@ def test_a_cpu_that_comes_runs_before_the_guest_is_told() -> None:
     wired.cpus.plug(2)
     assert wired.thread(2).running
     assert wired.slots.calls[-1] == ("plug", 2)
-    assert wired.cpus.present == [0, 1, 2]
+    assert list(wired.cpus.present) == [0, 1, 2]
 
 
 def test_a_cpu_that_was_removed_is_gone_when_its_thread_has_ended() -> None:
@@ -117,7 +117,7 @@ def test_a_cpu_that_was_removed_is_gone_when_its_thread_has_ended() -> None:
         wired.cpus.plug(1)
     thread.end()
     wired.loop.settle()
-    assert (wired.removed, wired.cpus.present) == ([1], [0])
+    assert (wired.removed, list(wired.cpus.present)) == ([1], [0])
     assert wired.machine.retired_exits == {"mmio": 1}
 
 

@@ -105,7 +105,7 @@ def test_a_mistake_in_a_handler_is_an_error_and_not_the_end(
     session: FakeSession, capsys: pytest.CaptureFixture[str]
 ) -> None:
     client = session.connect()
-    del session.machine.vcpus
+    del session.machine.cpus
     assert client.error("query-cpus-fast") == ("GenericError", "internal error: AttributeError")
     assert "query-cpus-fast" in capsys.readouterr().err
     assert client.execute("query-status")["running"]

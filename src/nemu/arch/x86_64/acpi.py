@@ -6,12 +6,11 @@ Sections are those of ACPI 6.5.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from nemu.acpi import aml, dsdt, tables
 from nemu.arch.x86_64 import layout
-from nemu.config.cpus import Cpus
 from nemu.devices import erst, power
 from nemu.devices.hotplug import HotplugController
 from nemu.interfaces import AmlSource, GuestMemory
@@ -68,11 +67,11 @@ def local_apic(cpu: int, flags: int = _ENABLED) -> bytes:
     return struct.pack("<BBBBI", 0, 8, cpu, cpu, flags)
 
 
-def madt(cpus: Cpus, ioapic_gsi_base: int) -> bytes:
+def madt(cpus: Collection[int], maximum: int, ioapic_gsi_base: int) -> bytes:
     """Local APICs, those that may come as well, and the IOAPIC (5.2.12), no 8259 (PCAT_COMPAT is 0)."""
     body = [struct.pack("<II", layout.LAPIC, 0)]
-    body += [local_apic(cpu) for cpu in range(cpus.present)]
-    body += [local_apic(cpu, _ONLINE_CAPABLE) for cpu in range(cpus.present, cpus.maximum)]
+    body += [local_apic(cpu) for cpu in cpus]
+    body += [local_apic(cpu, _ONLINE_CAPABLE) for cpu in range(maximum) if cpu not in cpus]
     body.append(struct.pack("<BBBxII", 1, 12, 0, layout.IOAPIC, ioapic_gsi_base))
     return tables.table(b"APIC", 5, b"".join(body))
 
@@ -91,7 +90,8 @@ def srat(nodes: Sequence[NumaNode]) -> bytes:
 def build(
     memory: GuestMemory,
     *,
-    cpus: Cpus,
+    cpus: Collection[int],
+    max_cpus: int,
     pci64: tuple[int, int],
     terms: Sequence[bytes],
     devices: Sequence[AmlSource],
@@ -101,6 +101,7 @@ def build(
 ) -> int:
     """Write all tables to layout.ACPI_TABLES; returns the RSDP's address.
 
+    ``cpus`` are the numbers of those that are there, below ``max_cpus``.
     ``pci64`` is the [start, end) of the 64-bit PCI window, empty when there is none.
     ``terms`` go into ``\\_SB`` before the devices' own: the processors, what can be plugged.
     ``ioapic_gsi_base`` is 0 for the host kernel's IOAPIC.  ``nodes`` are at most 256.  ``device_tables`` are
@@ -112,7 +113,7 @@ def build(
         *terms,
     )
     others = [
-        madt(cpus, ioapic_gsi_base),
+        madt(cpus, max_cpus, ioapic_gsi_base),
         tables.mcfg(layout.ECAM, layout.PCI_LAST_BUS),
         erst.table(layout.ERST),
         *device_tables,

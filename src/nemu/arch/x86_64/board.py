@@ -223,7 +223,8 @@ class Board:
         gsi_base = 0 if config.irqchip == "kernel" else layout.IOAPIC_GSI_BASE
         rsdp = acpi.build(
             ram,
-            cpus=config.cpus,
+            cpus=self._machine.cpus.present,
+            max_cpus=config.cpus.maximum,
             pci64=self.apertures[1],
             terms=self._terms,
             devices=self._aml,

@@ -21,7 +21,7 @@ class Image(NamedTuple):
     """ImageInfo."""
 
     filename: Annotated[str, "the file"]
-    format: Annotated[str, "raw: there is no other"]
+    format: Annotated[str, "raw or qcow2"]
     virtual_size: Annotated[int, "bytes that the guest sees"]
 
 
@@ -43,7 +43,7 @@ class Inserted(NamedTuple):
     file: Annotated[str, "the file"]
     node_name: Annotated[str, "its name"]
     ro: Annotated[bool, "it is not written"]
-    drv: Annotated[str, "raw: there is no other"]
+    drv: Annotated[str, "raw or qcow2"]
     image: Annotated[Image, "the image"]
     cache: Annotated[Cache, "how it is cached"]
     detect_zeroes: Annotated[DetectZeroes, "writes of zeroes are as others", Wire("detect_zeroes")]
@@ -80,8 +80,8 @@ def _block(block: BlockInfo) -> Block:
         file=block.path,
         node_name=block.node,
         ro=block.readonly,
-        drv="raw",
-        image=Image(block.path, "raw", block.size),
+        drv=block.format,
+        image=Image(block.path, block.format, block.size),
         cache=Cache(True, False, False),
         detect_zeroes=DetectZeroes.OFF,
     )
@@ -94,15 +94,20 @@ def _block(block: BlockInfo) -> Block:
 class Chardev(NamedTuple):
     """QEMU's ChardevInfo."""
 
-    label: Annotated[str, "console, serial or the name of a port"]
+    label: Annotated[str, "console, serial, the name of a port, or the one that chardev-add gave"]
     filename: Annotated[str, "where it goes: stdio, file:PATH, unix:PATH"]
     frontend_open: Annotated[bool, "a device is attached"]
 
 
 @command("query-chardev")
 def query_chardev(call: Call) -> list[Chardev]:
-    """Where the consoles and ports go."""
-    return [Chardev(*one) for one in call.session.peripherals.chardevs()]
+    """Where the consoles and ports go, and the sockets of chardev-add."""
+    inventory = call.session.inventory
+    sockets = [
+        Chardev(name, f"unix:{path}", inventory.on_socket(path))
+        for name, path in inventory.stock.chardevs.items()
+    ]
+    return [*(Chardev(*one) for one in call.session.peripherals.chardevs()), *sockets]
 
 
 # --- PCI --------------------------------------------------------------------------------------

@@ -6,13 +6,14 @@ import re
 from enum import Enum
 from typing import Annotated, Any, NamedTuple
 
+from nemu.plug.inventory import AT_START, PLUGGED
 from nemu.qmp.errors import QmpError
 from nemu.qmp.registry import Call, command
 
 MACHINE = "virt"
 CPU_MODEL = "host"
 CPU_TYPE = "host-x86_64-cpu"
-CPU_PATH = "/machine/unattached/device[{}]"
+CPU_PATH = AT_START
 
 
 class Accelerator(Enum):
@@ -73,9 +74,28 @@ class HotpluggableCpu(NamedTuple):
     qom_path: Annotated[str | None, "its object, when it is there"] = None
 
 
+class MemoryKind(Enum):
+    """MemoryDeviceInfoKind."""
+
+    DIMM = "dimm"
+
+
+class Dimm(NamedTuple):
+    """PCDIMMDeviceInfo."""
+
+    addr: Annotated[int, "guest-physical address"]
+    size: Annotated[int, "bytes"]
+    slot: Annotated[int, "its place"]
+    memdev: Annotated[str, "the object of its memory"]
+    id: Annotated[str | None, "its name"] = None
+    node: Annotated[int, "NUMA node"] = 0
+    hotplugged: Annotated[bool, "it came while the guest ran"] = True
+    hotpluggable: Annotated[bool, "it may go"] = True
+
+
 class MemoryDevice(NamedTuple):
-    type: Annotated[str, "the kind of memory"]
-    data: Annotated[Any, "what there is to know of it"]
+    type: Annotated[MemoryKind, "the kind of memory"]
+    data: Annotated[Dimm, "the device"]
 
 
 class MemorySummary(NamedTuple):
@@ -165,16 +185,22 @@ def query_machines(call: Call) -> list[MachineInfo]:
     """The kinds of machine that nemu makes."""
     from nemu.config.cpus import MAX_CPUS
 
-    return [MachineInfo(MACHINE, MAX_CPUS, False, False, False, True, True, CPU_TYPE)]
+    return [MachineInfo(MACHINE, MAX_CPUS, True, False, False, True, True, CPU_TYPE)]
 
 
 @command("query-cpus-fast")
 def query_cpus_fast(call: Call) -> list[CpuInfo]:
     """The CPUs, without a stop of theirs."""
     return [
-        CpuInfo(index, CPU_PATH.format(index), vcpu.native_id or 0, core(index), Architecture.X86_64)
-        for index, vcpu in enumerate(call.session.machine.vcpus)
+        CpuInfo(number, cpu_path(call, number), vcpu.native_id or 0, core(number), Architecture.X86_64)
+        for number, vcpu in call.session.machine.cpus.present.items()
     ]
+
+
+def cpu_path(call: Call, number: int) -> str:
+    """The object of a CPU that is there."""
+    name = call.session.inventory.cpus.get(number, "")
+    return f"{PLUGGED}{name}" if name else CPU_PATH.format(number)
 
 
 def core(index: int) -> CpuProperties:
@@ -184,20 +210,34 @@ def core(index: int) -> CpuProperties:
 
 @command("query-hotpluggable-cpus")
 def query_hotpluggable_cpus(call: Call) -> list[HotpluggableCpu]:
-    """CPUs that can come and go: none yet."""
-    return []
+    """Every CPU that there can be, those that are there with their objects."""
+    cpus = call.session.machine.cpus
+    present = cpus.present
+    return [
+        HotpluggableCpu(CPU_TYPE, 1, core(number), cpu_path(call, number) if number in present else None)
+        for number in reversed(range(cpus.maximum))
+    ]
 
 
 @command("query-memory-devices")
 def query_memory_devices(call: Call) -> list[MemoryDevice]:
-    """Memory that was added: none yet."""
-    return []
+    """The memory devices."""
+    inventory = call.session.inventory
+    return [
+        MemoryDevice(
+            MemoryKind.DIMM,
+            Dimm(region.gpa, region.size, slot, f"/objects/{module.memory}", module.name or None),
+        )
+        for slot, (_, region) in sorted(call.session.machine.dimms.present.items())
+        if (module := inventory.modules.get(slot))
+    ]
 
 
 @command("query-memory-size-summary")
 def query_memory_size_summary(call: Call) -> MemorySummary:
-    """How much RAM the machine has."""
-    return MemorySummary(call.session.config.memory.size, 0)
+    """How much memory the machine has."""
+    plugged = sum(region.size for _, region in call.session.machine.dimms.present.values())
+    return MemorySummary(call.session.config.memory.size, plugged)
 
 
 @command("query-migrate")

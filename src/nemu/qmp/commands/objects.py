@@ -11,9 +11,11 @@ from nemu.qmp.registry import Call, command
 
 if TYPE_CHECKING:
     from nemu.interfaces import PciFunctionInfo
+    from nemu.plug.inventory import Module
     from nemu.session import Session
 
 _MACHINE_TYPE = f"{machines.MACHINE}-machine"
+_DIMM_TYPE, _MEMORY_TYPE = "pc-dimm", "memory-backend-memfd"
 _BUS_PATH = "/machine/pcie.0"
 _VIRTIO_BASE = 0x1040  # PCI device id of a virtio device, less its type (virtio 1.2, 4.1.2.1)
 DRIVERS = {
@@ -49,6 +51,9 @@ TYPES = {
     "cpu": Type("device", True, {"socket-id": "int32", "core-id": "int32", "thread-id": "int32"}),
     "x86_64-cpu": Type("cpu", True),
     machines.CPU_TYPE: Type("x86_64-cpu"),
+    _DIMM_TYPE: Type("device", False, {"slot": "int32", "size": "uint64", "memdev": "link<memory-backend>"}),
+    "memory-backend": Type("object", True, {"size": "int"}),
+    _MEMORY_TYPE: Type("memory-backend"),
     "pci-device": Type("device", True, {"addr": "int32", "parent_bus": "link<bus>"}),
     "virtio-pci": Type("pci-device", True),
     **{driver: Type("virtio-pci") for driver in (*DRIVERS.values(), OTHER_DRIVER)},
@@ -85,23 +90,38 @@ def tree(session: Session) -> Node:
     """The root of ``session``'s objects, as they are now."""
     config = session.config
     functions = [one for one in session.machine.pci_functions() if one.name]
-    cpus = {f"device[{index}]": _cpu(index) for index in range(len(session.machine.vcpus))}
+    inventory = session.inventory
+    present = session.machine.cpus.present
+    cpus = {f"device[{number}]": _cpu(number) for number in present if not inventory.cpus.get(number)}
+    plugged = {
+        name: _cpu(number, name) for number, name in inventory.cpus.items() if name and number in present
+    }
+    modules = {one.name: _dimm(one, slot) for slot, one in inventory.modules.items() if one.name}
+    devices = {one.name: _device(one) for one in functions}
     children = {
-        "peripheral": Node("container", {}, {one.name: _device(one) for one in functions}),
+        "peripheral": Node("container", {}, {**devices, **plugged, **modules}),
         "peripheral-anon": Node("container", {}, {}),
         "unattached": Node("container", {}, cpus),
         "pcie.0": Node("PCIE", {}, {}),
     }
     values = {"kernel": config.kernel, "initrd": config.initrd, "append": config.append}
     machine = Node(_MACHINE_TYPE, values, children)
-    empty = {name: Node("container", {}, {}) for name in ("objects", "chardevs")}
-    return Node("container", {}, {"machine": machine, **empty})
+    memory = {
+        name: Node(_MEMORY_TYPE, {"size": one.size}, {}) for name, one in inventory.stock.memory.items()
+    }
+    others = {"objects": Node("container", {}, memory), "chardevs": Node("container", {}, {})}
+    return Node("container", {}, {"machine": machine, **others})
 
 
-def _cpu(index: int) -> Node:
-    place = machines.core(index)
+def _dimm(module: Module, slot: int) -> Node:
+    values = {"slot": slot, "size": module.dimm.size, "memdev": f"/objects/{module.memory}"}
+    return Node(_DIMM_TYPE, {**_HOT, **values}, {})
+
+
+def _cpu(number: int, name: str = "") -> Node:
+    place = machines.core(number)
     values = {"socket-id": place.socket_id, "core-id": place.core_id, "thread-id": place.thread_id}
-    return Node(machines.CPU_TYPE, {**_COLD, **values}, {})
+    return Node(machines.CPU_TYPE, {**(_HOT if name else _COLD), **values}, {})
 
 
 def _device(function: PciFunctionInfo) -> Node:
@@ -109,6 +129,7 @@ def _device(function: PciFunctionInfo) -> Node:
     return Node(kind, {**_COLD, "addr": function.slot << 3, "parent_bus": _BUS_PATH}, {})
 
 
+_HOT = {"realized": True, "hotplugged": True, "hotpluggable": True}
 _COLD = {"realized": True, "hotplugged": False, "hotpluggable": False}
 
 

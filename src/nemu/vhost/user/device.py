@@ -99,4 +99,5 @@ class VhostUserDevice(VirtioDevice):
                 self._transport.config_changed()
 
     def close(self) -> None:
+        self._ram.unwatch(self._frontend.memory_changed)
         self._frontend.user = None
