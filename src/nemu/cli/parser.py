@@ -17,6 +17,7 @@ COMMANDS = {
     "run": "start a virtual machine and wait for its end",
     "doctor": "tell what this host offers and what to do about a miss",
     "guest": "build the small guest that `nemu run` boots without --kernel",
+    "shrink": "remove from a C tree what a profile does not need",
     "completion": "print a completion script for a shell",
 }
 

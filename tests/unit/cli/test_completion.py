@@ -21,7 +21,17 @@ def script(capsys: pytest.CaptureFixture[str], shell: str) -> str:
 def test_every_option_of_every_command_is_offered(capsys: pytest.CaptureFixture[str], shell: str) -> None:
     text = script(capsys, shell)
     every = list(completion.commands(parser.build(list(parser.COMMANDS))))
-    assert {"", "run", "doctor", "guest", "guest build", "completion"} == {one.path for one in every}
+    assert {
+        "",
+        "run",
+        "doctor",
+        "guest",
+        "guest build",
+        "shrink",
+        "shrink run",
+        "shrink profiles",
+        "completion",
+    } == {one.path for one in every}
     for command in every:
         for word in command.words:
             assert word.name.lstrip("-") in text
@@ -35,7 +45,7 @@ def test_hidden_options_stay_hidden(capsys: pytest.CaptureFixture[str], shell: s
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("nemu ", {"run", "doctor", "guest", "completion", "--help", "--version", "-h"}),
+        ("nemu ", {"run", "doctor", "guest", "shrink", "completion", "--help", "--version", "-h"}),
         ("nemu ru", {"run"}),
         ("nemu guest ", {"build", "-h", "--help"}),
         ("nemu run --con", {"--console", "--config"}),

@@ -29,7 +29,7 @@ def complaint(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 @pytest.mark.parametrize(
     ("argv", "text"),
     [
-        ("", "a command is needed, one of run, doctor, guest, completion: see nemu --help"),
+        ("", "a command is needed, one of run, doctor, guest, shrink, completion: see nemu --help"),
         ("rum", "command rum: unknown; did you mean run?"),
         ("run --memory 0", "--memory 0: must be 64M to 2048T, in whole MiB (a plain number is MiB)"),
         ("run --memory", "--memory: expected one argument (nemu run --help)"),
