@@ -194,7 +194,8 @@ def _apt_root(architecture: str, types: str = "deb") -> dict[str, str]:
     _write(os.path.join(place, "status"), "")
     sources = _debian_sources(types)
     _write(os.path.join(place, "debian.sources"), sources)
-    _write(os.path.join(place, "apt.conf"), _apt_settings(place, "amd64" if types == "deb-src" else architecture))
+    settings = _apt_settings(place, "amd64" if types == "deb-src" else architecture)
+    _write(os.path.join(place, "apt.conf"), settings)
     environment = dict(
         os.environ, APT_CONFIG=os.path.join(place, "apt.conf"), LC_ALL="C", DEBIAN_FRONTEND="noninteractive"
     )

@@ -99,10 +99,14 @@ def silent_events(plan: Plan) -> set[str]:
 def _idle_folders(texts: dict[str, str], trees: dict[str, Any], plan: Plan, mercy: Mercy) -> set[str]:
     """Folders with a description from which no build takes a file.
 
-    A variable that such a description assigns may be used elsewhere, mostly in a branch that is never taken.
-    Only trying shows whether it is missed; ``mercy`` knows what was.
+    A variable that such a description assigns may be used elsewhere.  Where that is in a branch, which may
+    never be taken, only trying shows whether it is missed; ``mercy`` knows what was.
     """
     busy = folders(plan.read - silent_events(plan))
+    staying = [one for name, one in trees.items() if os.path.dirname(name) in {*busy, ""}]
+    needed = {name for one in staying for name in meson.surely_used(one)}
+    needed -= {name for one in staying for name in meson.assigned(one)}
+    needed |= mercy.variables
     idle: set[str] = set()
     for name in texts:
         folder = os.path.dirname(name)
@@ -110,14 +114,14 @@ def _idle_folders(texts: dict[str, str], trees: dict[str, Any], plan: Plan, merc
             continue
         inside = {other for other in texts if other.startswith(folder + "/")}
         variables = {variable for other in inside for variable in meson.assigned(trees[other])}
-        if not inside & mercy.files and not variables & mercy.variables:
+        if not inside & mercy.files and not variables & needed:
             idle.add(folder)
     return idle
 
 
 def _below(name: str, cut: set[str]) -> bool:
     folder = os.path.dirname(name)
-    while folder:
+    while folder.strip("/"):
         if folder in cut:
             return True
         folder = os.path.dirname(folder)

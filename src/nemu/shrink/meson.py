@@ -287,8 +287,42 @@ def statements(block: Any) -> Iterator[Any]:
 
 
 def assigned(tree: Any) -> set[str]:
-    """The variables that a description assigns with ``=``."""
-    return {one.var_name.value for one in statements(tree) if type(one).__name__ == "AssignmentNode"}
+    """The variables that a description makes: by ``=``, or as what a loop runs over."""
+    found = set()
+    for one in statements(tree):
+        if type(one).__name__ == "AssignmentNode":
+            found.add(one.var_name.value)
+        found.update(name.value for name in getattr(one, "varnames", ()))
+    return found
+
+
+def surely_used(node: Any) -> set[str]:
+    """The variables that are read whenever ``node`` is evaluated: not those in branches and loops."""
+    kind = type(node).__name__
+    if kind == "IdNode":
+        return {node.value}
+    parts: dict[str, Callable[[], list[Any]]] = {
+        "CodeBlockNode": lambda: node.lines,
+        "IfClauseNode": lambda: [node.ifs[0].condition],
+        "ForeachClauseNode": lambda: [node.items],
+        "TernaryNode": lambda: [node.condition],
+        "FunctionNode": lambda: [node.args],
+        "MethodNode": lambda: [node.source_object, node.args],
+        "AssignmentNode": lambda: [node.value],
+        "PlusAssignmentNode": lambda: [node.value],
+        "ArgumentNode": lambda: [*node.arguments, *node.kwargs.values()],
+        "ArrayNode": lambda: [node.args],
+        "DictNode": lambda: [node.args],
+        "ParenthesizedNode": lambda: [node.inner],
+        "ArithmeticNode": lambda: [node.left, node.right],
+        "ComparisonNode": lambda: [node.left, node.right],
+        "AndNode": lambda: [node.left],
+        "OrNode": lambda: [node.left],
+        "NotNode": lambda: [node.value],
+        "IndexNode": lambda: [node.iobject, node.index],
+    }
+    inner = parts[kind]() if kind in parts else []
+    return {name for part in inner for name in surely_used(part)}
 
 
 _ASSIGNED = re.compile(r"^\s*(\w+)\s*\+?=[^=]", re.MULTILINE)

@@ -12,7 +12,7 @@ from nemu.shrink.record import Record
 
 # Whoever gets the tree has to get its licenses with it, and the usual way to build it.
 _ALWAYS = re.compile(
-    r"(COPYING|LICEN[CS]E|COPYRIGHT|NOTICE|AUTHORS|MAINTAINERS|VERSION|README)([.\-_].*)?$", re.I
+    r"(Makefile|COPYING|LICEN[CS]E|COPYRIGHT|NOTICE|AUTHORS|MAINTAINERS|VERSION|README)([.\-_].*)?$", re.I
 )
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from nemu.errors import HostError
 from nemu.shrink import functions, tree
 from nemu.shrink.functions import Removal
-from nemu.shrink.kinds import Kind
+from nemu.shrink.kinds import Kind, Place
 from nemu.shrink.process import CommandError
 from nemu.shrink.record import Builder, Record, clean
 
@@ -56,6 +56,7 @@ class Prover:
         self.proof = Proof()
         self._pruned = f"{target}-files"
         self._written: set[str] = set()
+        self._there: set[str] = set()
 
     def without_functions(self) -> None:
         """Remove from the target the functions that no build links.  May be called again after a repair."""
@@ -68,9 +69,10 @@ class Prover:
 
     def run(self, builder: Builder, jobs: int, keep: str) -> Proof:
         """Build everything; raise CommandError or HostError when the tree cannot be made to build."""
+        self._there = set(tree.files(self.target))
         for build in self.kind.profile.builds:
             place = self.kind.place(build, self.target, jobs)
-            clean(place.directory) if place.directory != self.target else None
+            self._clean(place)
             for attempt in range(ROUNDS + 1):
                 try:
                     self.proof.records[build.name] = builder.plain(build, place, keep)
@@ -78,9 +80,17 @@ class Prover:
                 except CommandError as error:
                     if attempt == ROUNDS or not self._repair(error):
                         raise
-            clean(place.directory) if place.directory != self.target else None
+            self._clean(place)
         shutil.rmtree(self._pruned, ignore_errors=True)
         return self.proof
+
+    def _clean(self, place: Place) -> None:
+        """Delete what a build made: its own directory, or its files among the sources."""
+        if place.directory.startswith(place.tree):
+            made = set(tree.files(self.target)) - self._there
+            tree.remove(self.target, sorted(made))
+        else:
+            clean(place.directory)
 
     def _apply(self, removal: Removal) -> None:
         """Write what changed since the last time, so that only that is compiled again."""
@@ -137,6 +147,7 @@ class Prover:
                 if os.path.lexists(os.path.join(root, name)):
                     os.unlink(os.path.join(root, name))
                 tree.copy(self.base, [name], root)
+            self._there.add(name)
             self._say(f"{name} put back: the build failed without it")
         return bool(back)
 

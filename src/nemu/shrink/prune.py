@@ -65,6 +65,11 @@ class Pruner:
         """Prune until every build configures as it did before.  Raises HostError when that fails."""
         for _ in range(ROUNDS):
             self._lay_out()
+            if not any(record.fingerprint for record in self.records.values()):
+                # No build system to ask: what the build misses is put back when it fails.
+                tree.remove(self.target, self.result.placeholders)
+                self.result.placeholders = []
+                return self.result
             try:
                 wanted, lost = self._configure_all(builder, jobs)
             except CommandError as error:

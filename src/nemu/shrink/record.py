@@ -150,7 +150,7 @@ class Builder:
             record.devices += offer.devices
             record.cpus += offer.cpus
         record.symbols = sorted(found)
-        record.generated = sorted(_generated(place)) if place.directory != place.tree else []
+        record.generated = sorted(_generated(place)) if not place.directory.startswith(place.tree) else []
 
 
 def _generated(place: Place) -> set[str]:
