@@ -64,9 +64,7 @@ def unpack(packages: Iterable[Package], directory: str) -> None:
         _run([_program("dpkg-deb"), "-x", package.path, directory])
 
 
-def source(
-    name: str, *, refresh: bool = False, progress: Callable[[str], None] = lambda step: None
-) -> str:
+def source(name: str, *, refresh: bool = False, progress: Callable[[str], None] = lambda step: None) -> str:
     """The source control file (.dsc) of the source package ``name``, with its archives beside it."""
 
     def build(directory: str) -> None:

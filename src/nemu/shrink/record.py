@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
-from nemu.shrink import binaries, process, trace
+from nemu.shrink import binaries, csource, process, trace
 from nemu.shrink.kinds import Kind, Place, Step
 from nemu.shrink.profile import Build
 
-_IDENTIFIER = re.compile(rb"[A-Za-z_]\w+")
 _GENERATED = (".c", ".h", ".inc")
 
 
@@ -155,14 +153,14 @@ class Builder:
 
 def _generated(place: Place) -> set[str]:
     """The identifiers in C sources that the build wrote into its own directory."""
-    words: set[bytes] = set()
+    words: set[str] = set()
     for folder, _, members in os.walk(place.directory):
         for member in members:
             path = os.path.join(folder, member)
             if member.endswith(_GENERATED) and not os.path.islink(path):
                 with open(path, "rb") as file:
-                    words.update(_IDENTIFIER.findall(file.read()))
-    return {word.decode() for word in words}
+                    words |= csource.words(file.read())
+    return words
 
 
 def clean(directory: str) -> None:
