@@ -3,7 +3,7 @@
 
 # Distribution packages; docs/dependencies.md says why each is here.
 RUN_PACKAGES := python3 python3-venv qemu-system-x86 qemu-system-common passt
-TEST_PACKAGES := acpica-tools busybox-static gcc iproute2 libc6-dev linux-libc-dev strace
+TEST_PACKAGES := acpica-tools busybox-static cloc dpkg-dev gcc git iproute2 libc6-dev linux-libc-dev make patch strace
 
 JOBS ?= 2
 BIN := .venv/bin
@@ -11,7 +11,7 @@ BIN := .venv/bin
 STAMP := $(shell sha256sum pyproject.toml | cut -c1-16)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench venv clean run-packages test-packages
+.PHONY: help run test lint bench shrink-qemu venv clean run-packages test-packages
 .SUFFIXES:
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo 'make test   every test and linter ($(JOBS) at a time; JOBS=N)'
 	@echo 'make lint   ruff and mypy'
 	@echo 'make bench  every benchmark; results go to build/bench'
+	@echo 'make shrink-qemu  prune the source package of QEMU, prove it, report'
 	@echo 'make venv   put nemu and all that its tests need into .venv'
 	@echo 'make clean  remove what was made here (~/.cache/nemu stays)'
 
@@ -40,6 +41,11 @@ bench: venv
 	    echo "== $$script"; \
 	    $(BIN)/python "$$script" --json "build/bench/$$(basename "$$script" .py).json"; \
 	done
+
+# The whole proof on QEMU; the last line says where the report is.
+shrink-qemu: venv
+	@mkdir -p build
+	$(BIN)/nemu shrink run qemu-virt --functions --install-deps --force --out build/shrink
 
 venv: .venv/test-$(STAMP)
 

@@ -47,6 +47,17 @@ FORBIDDEN = {
     "build": ("cli", "host"),
     "session": ("cli", "host"),
     "host": ("cli",),
+    "shrink": (
+        "cli",
+        "session",
+        "build",
+        *_DEVICE_SIDE[len(_TOP) :],
+        *_DEVICES,
+        "bus",
+        "backends",
+        "memory",
+        "config",
+    ),
 }
 # What is x86 lives in arch/x86_64 and is reached from these alone.
 ARCH_SEAMS = {"boot", "build", "kvm", "machine", "host"}

@@ -28,6 +28,7 @@ COMMANDS = {
     "qmp": "talk QMP to a running machine",
     "doctor": "tell what this host offers and what to do about a miss",
     "guest": "build the small guest that `nemu run` boots without --kernel",
+    "shrink": "remove from a C tree what a profile does not need",
     "completion": "print a completion script for a shell",
 }
 _MODULES = dict.fromkeys(("stop", "powerdown", "reset", "pause", "resume"), "control")

@@ -36,6 +36,7 @@ MODULES = (
     "sd_mod",
     "virtio_mmio",  # not for nemu's machine: the same guest then also runs on QEMU's microvm
 )
+_AMD64_MODULES = frozenset(("pvpanic-mmio",))  # the distribution's arm64 kernel is built without
 # loglevel=3 hides one complaint of Linux: that there is no console before its module is loaded.
 # The init script shows errors again as soon as the console is there.  The last two keep Linux from
 # looking for a PC's PCI ports and UARTs, each read of which would be an exit for nothing.
@@ -115,7 +116,8 @@ def _build(
     archive.file("etc/udhcpc/default.script", _DHCP.encode(), 0o755)
     with open(os.path.join(tree, "bin/busybox"), "rb") as file:
         archive.file("bin/busybox", file.read(), 0o755)
-    modules.add(archive, tree, kernel.release, MODULES)
+    names = [name for name in MODULES if architecture == "amd64" or name not in _AMD64_MODULES]
+    modules.add(archive, tree, kernel.release, names)
     with open(os.path.join(directory, "initrd"), "wb") as file:
         file.write(archive.to_bytes())
     os.rename(kernel.image, os.path.join(directory, "vmlinuz"))

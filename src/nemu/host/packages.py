@@ -64,9 +64,29 @@ def unpack(packages: Iterable[Package], directory: str) -> None:
         _run([_program("dpkg-deb"), "-x", package.path, directory])
 
 
-def tree(names: Iterable[str], *, progress: Callable[[str], None] = lambda step: None) -> str:
+def source(name: str, *, refresh: bool = False, progress: Callable[[str], None] = lambda step: None) -> str:
+    """The source control file (.dsc) of the source package ``name``, with its archives beside it."""
+
+    def build(directory: str) -> None:
+        progress("fetching the source package")
+        with cache.locked("apt-source"):
+            environment = _apt_root("source", "deb-src")
+            _run([_program("apt-get"), "source", "-q", "--download-only", name], environment, cwd=directory)
+        (control,) = (file for file in os.listdir(directory) if file.endswith(".dsc"))
+        _write(os.path.join(directory, "index"), control)
+
+    place = cache.entry("sources", _key(name, _debian_sources("deb-src")), ("index",), build, rebuild=refresh)
+    return os.path.join(place, _read(os.path.join(place, "index")))
+
+
+def tree(
+    names: Iterable[str],
+    *,
+    architecture: str = "amd64",
+    progress: Callable[[str], None] = lambda step: None,
+) -> str:
     """A directory with the unpacked packages ``names`` (see fetch); kept in the cache, not to be written."""
-    packages = fetch(names, progress=progress)
+    packages = fetch(names, architecture=architecture, progress=progress)
     key = _key(*(os.path.basename(package.path) for package in packages))
 
     def build(directory: str) -> None:
@@ -159,17 +179,21 @@ def _resolve(names: list[str], environment: dict[str, str]) -> list[tuple[str, s
     return [(name.partition(":")[0], version, arch) for name, version, arch in sorted(set(rows))]
 
 
-def _apt_root(architecture: str) -> dict[str, str]:
-    """Prepare the private apt root with lists of today; the environment that makes apt use it."""
+def _apt_root(architecture: str, types: str = "deb") -> dict[str, str]:
+    """Prepare the private apt root with lists of today; the environment that makes apt use it.
+
+    A root for ``deb-src`` has no lists of binary packages, so that its architecture does not matter.
+    """
     import time
 
     place = os.path.join(cache.root(), "apt", architecture)
     for directory in ("lists/partial", "archives/partial", "none"):
         os.makedirs(os.path.join(place, directory), exist_ok=True)
     _write(os.path.join(place, "status"), "")
-    sources = _debian_sources()
+    sources = _debian_sources(types)
     _write(os.path.join(place, "debian.sources"), sources)
-    _write(os.path.join(place, "apt.conf"), _apt_settings(place, architecture))
+    settings = _apt_settings(place, "amd64" if types == "deb-src" else architecture)
+    _write(os.path.join(place, "apt.conf"), settings)
     environment = dict(
         os.environ, APT_CONFIG=os.path.join(place, "apt.conf"), LC_ALL="C", DEBIAN_FRONTEND="noninteractive"
     )
@@ -226,15 +250,18 @@ _NETWORK_SETTINGS = frozenset(
 )
 
 
-def _debian_sources() -> str:
-    """This machine's Debian sources, third parties' left out, in deb822 form (sources.list(5))."""
+def _debian_sources(types: str = "deb") -> str:
+    """This machine's Debian sources, third parties' left out, in deb822 form (sources.list(5)).
+
+    A mirror of binary packages is asked for source packages (``deb-src``) as well.
+    """
     codename = _os_release().get("VERSION_CODENAME", "")
     suites = {codename, f"{codename}-updates", f"{codename}-security", f"{codename}/updates"}
     stanzas = []
     for fields in _all_sources():
         wanted = [suite for suite in fields["suites"].split() if suite in suites]
         if wanted and "main" in fields["components"].split() and "deb" in fields["types"].split():
-            stanza = f"Types: deb\nURIs: {fields['uris']}\nSuites: {' '.join(wanted)}\nComponents: main\n"
+            stanza = f"Types: {types}\nURIs: {fields['uris']}\nSuites: {' '.join(wanted)}\nComponents: main\n"
             stanzas.append(
                 stanza + (f"Signed-By: {fields['signed-by']}\n" if fields.get("signed-by") else "")
             )

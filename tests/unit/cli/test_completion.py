@@ -21,7 +21,9 @@ def script(capsys: pytest.CaptureFixture[str], shell: str) -> str:
 def test_every_option_of_every_command_is_offered(capsys: pytest.CaptureFixture[str], shell: str) -> None:
     text = script(capsys, shell)
     every = list(completion.commands(parser.build(list(parser.COMMANDS))))
-    assert {"", "guest build", *parser.COMMANDS} == {one.path for one in every}
+    assert {"", "guest build", "shrink run", "shrink profiles", *parser.COMMANDS} == {
+        one.path for one in every
+    }
     for command in every:
         for word in command.words:
             assert word.name.lstrip("-") in text
