@@ -155,6 +155,7 @@ class Run:
         """A directory with ``source`` (the tree that builds), ``proof.json``, ``products`` and records."""
         facts = [pruned, repr(self.options.functions), *(_compiler(build) for build in self.profile.builds)]
         facts += [repr((_made(build), build.tests)) for build in self.profile.builds]
+        facts.append(repr(self.profile.spare))
 
         def build(directory: str) -> None:
             self.live.begun("prove")
