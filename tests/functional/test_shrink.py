@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,8 +31,10 @@ FILES = {
     "Makefile": "objects = main.o util.o $(if $(LOUD),loud.o)\n"
     "hello: $(objects)\n\t$(CC) $(LDFLAGS) -o $@ $(objects)\n"
     "main.o: main.c util.h config.mk\nclean:\n\trm -f *.o hello\n",
-    "main.c": '#include "util.h"\nint main(void)\n{\n    say("hello");\n    return 0;\n}\n',
-    "util.h": "void say(const char *text);\nvoid whisper(const char *text);\n",
+    "main.c": '#include "util.h"\n#define ADD(what, x) add_##what(x)\n'
+    'int main(void)\n{\n    say("hello");\n    return ADD(one, -1);\n}\n',
+    "util.h": "void say(const char *text);\nvoid whisper(const char *text);\n\n"
+    "static inline int add_one(int x)\n{\n    return x + 1;\n}\n",
     "util.c": "#include <stdio.h>\n#include \"util.h\"\n\n"
     "void say(const char *text)\n{\n    puts(text);\n}\n\n"
     "void whisper(const char *text)\n{\n    putchar(*text);\n}\n",
@@ -83,6 +87,9 @@ def test_only_what_some_build_needs_is_left(project: Path, capsys: pytest.Captur
     assert report["files_after"] == len(FILES) - 2
     assert ["util.c", "whisper"] in report["functions"]
     assert any("config.mk" in text for text in report["repairs"])
+    # Inlined, so in no symbol table, and named by nobody: only the build can tell that it is needed.
+    assert any("add_one" in text for text in report["repairs"])
+    assert "add_one" in (out / "tree/util.h").read_text()
     assert capsys.readouterr().out.endswith(f"{out}/report.html\n")
     subprocess.run(["make", "-C", out / "tree", "LOUD=1"], check=True, capture_output=True)
 
@@ -140,6 +147,45 @@ def test_a_failure_is_one_line_and_publishes_nothing(
     assert last.startswith("nemu: ")
     assert text in last
     assert not (project / "out").exists()
+
+
+def test_an_unknown_option_of_configure_is_a_mistake_in_the_profile(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = PROFILE.replace('["make"]', """["echo 'ERROR: unknown option --enable-xyz'; exit 1"]""")
+    (project / "mine.toml").write_text(text)
+    assert shrink(project) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "nemu: mine: configure --enable-xyz: this source has no such option"
+
+
+def test_an_interrupted_run_leaves_no_process_and_goes_on_later(project: Path) -> None:
+    (project / "source/new.c").write_text("int not_in_the_cache;\n")
+    (project / "mine.toml").write_text(
+        PROFILE.replace('["make LOUD=1"]', '["make LOUD=1", "exec sleep 4711"]')
+    )
+    argv = [sys.executable, "-m", "nemu", "shrink", "run", "mine.toml", "--source", "source", "--out", "out"]
+    child = subprocess.Popen(argv, cwd=project, stderr=subprocess.PIPE, text=True)
+    assert child.stderr
+    while "trace loud" not in child.stderr.readline():
+        assert child.poll() is None
+    while not _sleepers():
+        time.sleep(0.05)
+    child.terminate()
+    child.communicate()
+    assert child.returncode == 130
+    assert _sleepers() == []
+    assert not (project / "out").exists()
+    (project / "mine.toml").write_text(PROFILE)
+    done = subprocess.run(argv, cwd=project, capture_output=True, text=True, check=True)
+    assert "trace plain ..." not in done.stderr
+    assert "trace loud ..." in done.stderr
+
+
+def _sleepers() -> list[str]:
+    return subprocess.run(
+        ["pgrep", "-f", "^sleep 4711"], capture_output=True, text=True, check=False
+    ).stdout.split()
 
 
 def test_a_used_directory_for_the_results_is_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from typing import Any
 
@@ -81,6 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
         force=arguments.force,
         jobs=_jobs(arguments.jobs),
     )
+    # Builds end with this process, also when it is asked to end.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.stdout.write(report_and_publish(Run(chosen, options)))
     return 0
 

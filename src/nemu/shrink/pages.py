@@ -8,7 +8,7 @@ from html import escape
 
 from nemu.shrink.report import Report, rows, share
 
-_WIDTH, _HEIGHT = 1100, 560
+WIDTH, HEIGHT = 1100, 560
 _STYLE = """
 :root { color-scheme: light dark }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em }
@@ -69,7 +69,7 @@ def treemap(folders: list[tuple[str, int, int]]) -> str:
         if w > 8 * len(name) and h > 18:
             parts.append(f"<text x={x + 5:.1f} y={y + 15:.1f}>{escape(name)}</text>")
         parts.append("</g>")
-    return f"<svg viewBox='0 0 {_WIDTH} {_HEIGHT}' role=img>{''.join(parts)}</svg>"
+    return f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role=img>{''.join(parts)}</svg>"
 
 
 def squarify(sizes: list[int]) -> list[tuple[float, float, float, float]]:
@@ -78,8 +78,8 @@ def squarify(sizes: list[int]) -> list[tuple[float, float, float, float]]:
     Bruls, Huizing, van Wijk: Squarified Treemaps, 2000.
     """
     total = sum(sizes)
-    areas = [size * _WIDTH * _HEIGHT / total for size in sizes] if total else []
-    x, y, w, h = 0.0, 0.0, float(_WIDTH), float(_HEIGHT)
+    areas = [size * WIDTH * HEIGHT / total for size in sizes] if total else []
+    x, y, w, h = 0.0, 0.0, float(WIDTH), float(HEIGHT)
     found: list[tuple[float, float, float, float]] = []
     while areas:
         side = min(w, h)
@@ -115,14 +115,14 @@ def bars(folders: list[tuple[str, int, int]], most: int = 24) -> str:
     parts = []
     for number, (name, old, new) in enumerate(shown):
         y = number * 24
-        scale = (_WIDTH - 380) / top
+        scale = (WIDTH - 380) / top
         parts.append(
             f"<text x=150 y={y + 16} text-anchor=end fill=currentColor>{escape(name)}</text>"
             f"<rect x=160 y={y + 4} width={max(old * scale, 1):.1f} height=16 fill='{_GONE}'/>"
             f"<rect x=160 y={y + 4} width={new * scale:.1f} height=16 fill='{_KEPT}'/>"
             f"<text x={168 + old * scale:.1f} y={y + 16} fill=currentColor>{old:,} → {new:,}</text>"
         )
-    return f"<svg viewBox='0 0 {_WIDTH} {24 * len(shown)}' role=img>{''.join(parts)}</svg>"
+    return f"<svg viewBox='0 0 {WIDTH} {24 * len(shown)}' role=img>{''.join(parts)}</svg>"
 
 
 def _boots(report: Report) -> list[str]:

@@ -100,7 +100,7 @@ def reason(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for pattern in (
         r"No space left on device",
-        r"^\S*ERROR: ",
+        r"\bERROR: ",
         r"\berror: ",
         r"undefined reference",
         r"No rule to make",

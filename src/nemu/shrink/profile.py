@@ -85,7 +85,10 @@ class Build:
 
 @dataclass(frozen=True)
 class Profile:
-    """A whole profile at one level."""
+    """A whole profile at one level.
+
+    ``keep``: patterns of files that stay; ``spare``: functions that stay, as macros put their names together.
+    """
 
     name: str = ""
     level: str = ""
@@ -96,6 +99,7 @@ class Profile:
     packages: tuple[str, ...] = _setting(words, ())
     configure: tuple[str, ...] = _setting(words, ())
     keep: tuple[str, ...] = _setting(words, ())
+    spare: tuple[str, ...] = _setting(words, ())
     functions: bool = _setting(syntax.switch, False)
     builds: tuple[Build, ...] = ()
     folder: str = ""

@@ -52,7 +52,7 @@ class Prover:
         self.target = target
         self.live = live
         self.note = note
-        self.spared: set[str] = set()
+        self.spared = set(kind.profile.spare)
         self.proof = Proof()
         self._pruned = f"{target}-files"
         self._written: set[str] = set()

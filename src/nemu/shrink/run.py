@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from nemu.shrink.sources import Source
 FORMAT = "1"
 _KEEP = 6  # entries of each stage
 _ROOM = 3 << 30  # bytes a build of QEMU may take
+_UNKNOWN_OPTION = re.compile(r"unknown option:? '?(--[\w-]+)")
 KINDS: dict[str, Callable[[Profile], Kind]] = {"qemu": qemu.Qemu, "command": command.Command}
 
 
@@ -124,7 +126,13 @@ class Run:
             os.mkdir(keep)
             tree.copy(base, names, copy)
             inside = self.kind.place(build, copy, self.options.jobs)
-            record = Builder(self.kind, self.log, self.live.step).traced(build, inside, set(names), keep)
+            try:
+                record = Builder(self.kind, self.log, self.live.step).traced(build, inside, set(names), keep)
+            except process.CommandError as error:
+                if unknown := _UNKNOWN_OPTION.search(error.text):
+                    where = f"{self.profile.name}: configure"
+                    raise ConfigError(where, unknown[1], "this source has no such option") from None
+                raise
             record.write(os.path.join(directory, "record.json"))
             for name in os.listdir(directory):
                 if name not in ("record.json", "products"):
@@ -155,6 +163,7 @@ class Run:
         """A directory with ``source`` (the tree that builds), ``proof.json``, ``products`` and records."""
         facts = [pruned, repr(self.options.functions), *(_compiler(build) for build in self.profile.builds)]
         facts += [repr((_made(build), build.tests)) for build in self.profile.builds]
+        facts.append(repr(self.profile.spare))
 
         def build(directory: str) -> None:
             self.live.begun("prove")
