@@ -105,12 +105,13 @@ class Turns:
         """Read what the guest prints until it wants a turn or is done.  Raises HostError."""
         deadline = time.monotonic() + patience
         while not self._printed.endswith((_READY, _END)):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                said = self._printed[-800:]
-                raise HostError(f"{self.name} did not measure {self._plan.device}: {said!r}")
+            ended = self._process.poll() is not None  # before the last words are read
             assert self._process.stdout is not None
             select.select([self._process.stdout], [], [], 1.0)
             self._printed += output(self._process).decode(errors="replace").replace("\r", "")
+            if (ended or time.monotonic() > deadline) and not self._printed.endswith((_READY, _END)):
+                said = self._printed[-800:]
+                raise HostError(f"{self.name} did not measure {self._plan.device}: {said!r}")
         self._printed = self._printed.removesuffix(_READY)
 
 
