@@ -23,7 +23,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import nemu
 from nemu.errors import HostError, NemuError
@@ -39,6 +40,7 @@ PACKAGES = ("qemu-system-x86", "qemu-system-common", "iperf3", "sockperf")
 MEMORY = 3072  # MiB of the emulated host: three guests and the images of their devices
 BOOT, BALLOON = "virtiofs_boot", "balloon"
 TRANSFERS = [name for name in DEVICES if name != BALLOON]
+FIGURES = {BOOT: BOOT, BALLOON: f"{BALLOON}_returned"}  # by what is measured with boots of its own
 TIMES = (BOOT,)
 ABOUT = {
     OURS: "virtio-blk and net in one thread and four workers, all else outside",
@@ -73,6 +75,7 @@ class Run:
     def __init__(self, guests: tools.Tools, only: Sequence[str]) -> None:
         self.samples: figures.Samples = {}
         self.exits: dict[str, dict[str, int]] = {}  # by machine and device: while data moved
+        self.errors: dict[str, str] = {}  # what could not be measured, and why
         self.failures: dict[str, int] = {}  # boots that did not come up and were repeated
         self._guests = guests
         self._only = only
@@ -91,13 +94,25 @@ class Run:
         }
         with Host(tree=tree, files=files, packages=PACKAGES, memory=MEMORY) as host:
             for device in (name for name in TRANSFERS if name in self._only):
-                self._transfers(host, device, rounds, seconds)
-            for number in range(rounds):
-                for name in (OURS, QEMU):
-                    self._single(host, name, number)
+                _progress(device)
+                with self._tried(device):
+                    self._transfers(host, device, rounds, seconds)
+            for what in (name for name in FIGURES if name in self._only):
+                with self._tried(what):
+                    for number in range(rounds):
+                        for name in (OURS, QEMU):
+                            _progress(f"{what} {number + 1}, {name}")
+                            self._single(host, what, name)
+
+    @contextmanager
+    def _tried(self, what: str) -> Iterator[None]:
+        """What fails is named, and the rest is measured all the same."""
+        try:
+            yield
+        except CallError as error:
+            self.errors[what] = str(error).splitlines()[-1]
 
     def _transfers(self, host: Host, device: str, rounds: int, seconds: int) -> None:
-        _progress(device)
         machines = [name for name in ABOUT if name == OURS or name in DEVICES[device].theirs]
         words = guest.run_option(tools.command(f"{seconds} {rounds} {device}"))
         arguments = {
@@ -113,18 +128,14 @@ class Run:
             self.exits.setdefault(device, {})[name] = one["exits"]
             self.failures[name] = self.failures.get(name, 0) + one["failed"]
 
-    def _single(self, host: Host, name: str, number: int) -> None:
-        if BOOT in self._only:
-            _progress(f"{BOOT} {number + 1}, {name}")
-            arguments = {"name": name, "boot": self._boot(ROOT_INITRD)}
-            self.add(BOOT, name, [host.call("peers.single:root_boot", arguments, timeout=600)])
-        if BALLOON in self._only:
-            _progress(f"{BALLOON} {number + 1}, {name}")
+    def _single(self, host: Host, what: str, name: str) -> None:
+        arguments: dict[str, object] = {"name": name, "boot": self._boot(ROOT_INITRD)}
+        call = "root_boot"
+        if what == BALLOON:
             words = guest.run_option(tools.command(f"1 1 {BALLOON}"))
-            arguments = {"name": name, "boot": self._boot(INITRD, words), "tools": TOOLS}
-            self.add(
-                f"{BALLOON}_returned", name, [host.call("peers.single:returned", arguments, timeout=600)]
-            )
+            arguments |= {"boot": self._boot(INITRD, words), "tools": TOOLS}
+            call = "returned"
+        self.add(FIGURES[what], name, [host.call(f"peers.single:{call}", arguments, timeout=600)])
 
     def _boot(self, initrd: str, *words: str) -> list[str]:
         return [KERNEL, initrd, " ".join((self._guests.append, *words))]
@@ -155,6 +166,7 @@ def report(run: Run, rounds: int, path: str | None) -> None:
             machines=ABOUT,
             exits=run.exits,
             did_not_come_up=run.failures,
+            errors=run.errors,
             host={"cpus": os.cpu_count(), "kernel": platform.release()},
         )
         figures.write(path, document)
@@ -166,13 +178,12 @@ def main(argv: Sequence[str]) -> int:
         run = Run(tools.ensure(), arguments.only)
         run.run(arguments.rounds, arguments.seconds)
         report(run, arguments.rounds, arguments.json)
+        for what, why in run.errors.items():
+            print(f"devices.py: {what}: {why} (inside the emulated host)", file=sys.stderr)
+        return HostError.status if run.errors else 0
     except NemuError as error:
         print(f"devices.py: {error}", file=sys.stderr)
         return error.status
-    except CallError as error:
-        print(f"devices.py: {str(error).splitlines()[-1]} (inside the emulated host)", file=sys.stderr)
-        return HostError.status
-    return 0
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pytest
 
 import devices
 from nemu.errors import HostError
+from nemu.host.emulated import CallError
 from peers import devices as peers_devices
 from peers import figures, results, turns
 from peers import tools as guest_tools
@@ -239,3 +240,38 @@ def test_bad_options_are_refused(words: list[str], capsys: pytest.CaptureFixture
         devices.options(words)
     assert error.value.code == 2
     assert words[0] in capsys.readouterr().err
+
+
+class BrokenHost:
+    """An emulated host in which one device cannot be measured."""
+
+    def call(self, function: str, arguments: dict[str, object], **_: object) -> object:
+        if arguments.get("device") == "pmem":
+            raise CallError("inside:\nTraceback\nHostError: no pmem")
+        if function == "peers.single:root_boot":
+            return 5.0
+        assert function == "peers.turns:measure"
+        return {OURS: {"figures": {"x": [1.0]}, "exits": 0, "failed": 0}}
+
+    def __enter__(self) -> BrokenHost:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_what_fails_is_named_and_the_rest_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(devices, "Host", lambda **_: BrokenHost())
+    monkeypatch.setattr(guest_tools, "ensure", lambda: TOOLS)
+    names = ["blk", "pmem", "virtiofs_boot"]
+    words = [word for name in names for word in ("--only", name)]
+    assert devices.main([*words, "--rounds", "2", "--json", str(tmp_path / "out.json")]) == 1
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert document["figures"] == {
+        "blk_x": {OURS: [1.0]},
+        "virtiofs_boot": {OURS: [5.0, 5.0], QEMU: [5.0, 5.0]},
+    }
+    assert document["errors"] == {"pmem": "HostError: no pmem"}
+    assert "devices.py: pmem: HostError: no pmem" in capsys.readouterr().err
