@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nemu.errors import HostError
 from nemu.host import cpio, guest, packages
@@ -28,13 +29,17 @@ _GUEST = {"x86_64": "amd64", "aarch64": "arm64"}
 
 @dataclass
 class Booted:
-    """How a boot went.  ``syscalls``: what the program called meanwhile, where that was counted."""
+    """How a boot went.  ``syscalls``: what the program called meanwhile, where that was counted.
+
+    ``distribution``: it was the distribution's own program, to compare with.
+    """
 
     name: str
     where: str
     ok: bool
     text: str = ""
     syscalls: list[str] = field(default_factory=list)
+    distribution: bool = False
 
 
 def run(
@@ -53,6 +58,22 @@ def run(
         return _here(boot, program, name)
     note(f"no fast KVM here ({found.reason}): {name} in the emulated host")
     return _x86_host(boot, program, name)
+
+
+def distribution(build: Build, boot: Boot) -> Booted | None:
+    """The same boot of the distribution's own x86-64 program on KVM, for its system calls; None elsewhere."""
+    if boot.accel != "kvm" or build.architecture != "amd64" or not build.baseline:
+        return None
+    from nemu.host.probe import probe
+
+    found = probe()
+    name = f"{build.name} {boot.machine} {boot.accel}"
+    if found.usable and found.fast:
+        (program,) = packages.program("qemu-system-x86_64", build.baseline)[-1:]
+        done = _here(boot, program, name)
+    else:
+        done = _x86_host(boot, "", name)
+    return replace(done, distribution=True)
 
 
 def arguments(boot: Boot, kernel: str, initrd: str) -> list[str]:
@@ -80,12 +101,8 @@ def _tcg(build: Build, boot: Boot, program: str, name: str) -> Booted:
 
 def _here(boot: Boot, program: str, name: str) -> Booted:
     small = guest.ensure()
-    argv = [
-        program,
-        *_firmware("x86_64"),
-        *arguments(boot, small.kernel, small.initrd),
-    ]
-    return _local(argv, name, "here, on KVM")
+    machine = arguments(boot, small.kernel, small.initrd)
+    return _local([program, *_firmware("x86_64"), *machine], name, "here, on KVM")
 
 
 def _console(boot: Boot) -> str:
@@ -99,6 +116,7 @@ def _firmware(cpu: str) -> list[str]:
 
 
 def _local(argv: Sequence[str], name: str, where: str) -> Booted:
+    """Run ``argv`` to its end, or for as long as a boot may take; nothing of it is left afterwards."""
     with tempfile.TemporaryDirectory(prefix="nemu-boot-") as folder:
         counts = os.path.join(folder, "calls")
         done = subprocess.Popen(
@@ -106,30 +124,35 @@ def _local(argv: Sequence[str], name: str, where: str) -> Booted:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             text, _ = done.communicate(timeout=TIMEOUT)
         except subprocess.TimeoutExpired:
-            done.terminate()
+            os.killpg(done.pid, signal.SIGTERM)
             text, _ = done.communicate()
+        except BaseException:
+            os.killpg(done.pid, signal.SIGKILL)
+            raise
         with open(counts, encoding="utf-8", errors="replace") as file:
             return _judge(name, where, text.decode("utf-8", "replace"), file.read())
 
 
 def _x86_host(boot: Boot, program: str, name: str) -> Booted:
+    """In the emulated host, where without a ``program`` the distribution's own one is used."""
     from nemu.host.emulated.host import Host
 
     small = guest.ensure()
-    files = {"/run/qemu": program, "/run/vmlinuz": small.kernel, "/run/initrd": small.initrd}
+    files = {"/run/vmlinuz": small.kernel, "/run/initrd": small.initrd}
+    if program:
+        files["/run/qemu"] = program
+    inside = "/tmp/qemu" if program else "/usr/bin/qemu-system-x86_64"
     with Host(files=files, packages=(_PACKAGE["x86_64"],), memory=1536) as host:
-        host.run(["cp", "/run/qemu", "/tmp/qemu"])
-        host.run(["chmod", "755", "/tmp/qemu"])
+        if program:
+            host.run(["cp", "/run/qemu", inside])
+            host.run(["chmod", "755", inside])
         firmware = ["-L", "/usr/share/qemu", "-L", "/usr/share/seabios"]
-        argv = [
-            "/tmp/qemu",
-            *firmware,
-            *arguments(boot, "/run/vmlinuz", "/run/initrd"),
-        ]
+        argv = [inside, *firmware, *arguments(boot, "/run/vmlinuz", "/run/initrd")]
         try:
             done = host.run(["strace", "-f", "-c", "-o", "/tmp/calls", *argv], timeout=TIMEOUT)
         except TimeoutError as error:
@@ -168,7 +191,8 @@ def _arm_host(boot: Boot, program: str, sysroot: str, name: str) -> Booted:
             *("-kernel", small.kernel, "-initrd", initrd),
             *("-append", f"console=ttyAMA0 quiet loglevel=3 panic=-1 {guest.run_option('sh /q/run')}"),
         ]
-        return _local(argv, name, where)
+        # The system calls are those of the outer QEMU.
+        return replace(_local(argv, name, where), syscalls=[])
 
 
 def _archive(small: guest.Guest, program: str, sysroot: str, script: str) -> cpio.Archive:

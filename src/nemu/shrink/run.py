@@ -208,6 +208,8 @@ class Run:
                             f"the pruned build does not boot: {result.name}: {result.text[-300:]!r}"
                         )
                     done.append(asdict(result))
+                    if other := boot.distribution(one, how):
+                        done.append(asdict(other))
             _dump(os.path.join(directory, "boots.json"), done)
 
         with self.live.stage("boot"):
