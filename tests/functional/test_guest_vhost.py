@@ -21,6 +21,8 @@ from functional.guest import arguments, compiled, script_text
 from functional.inside import ENVIRONMENT, PATIENCE, PYTHON, Nemu
 from functional.rig import KERNEL, Rig
 
+pytestmark = pytest.mark.timeout(900)  # two machines one after the other, on a host that may be busy
+
 HOST, GUEST = "192.168.17.1", "192.168.17.2"
 TAP, CID = "vhost0", 42
 SINK, SOURCE, DONE, FORWARDED = 5000, 5001, 5002, 18080
@@ -263,7 +265,7 @@ def seen(host: Rig) -> dict[str, Any]:
         *("--vsock", f"cid={CID}", "--cpus", "2", "--rng", "off"),
         programs={"vsock": compiled("vsock.c")},
     )
-    result: dict[str, Any] = host.call_here(talk, argv=argv, timeout=280)
+    result: dict[str, Any] = host.call_here(talk, argv=argv, timeout=800)
     return result
 
 

@@ -69,8 +69,10 @@ def test_signals_are_as_a_program_expects_them() -> None:
     child.start()
     assert ended(child)
     child.close()
-    assert [int(line.split()[1], 16) for line in os.pread(out, 200, 0).splitlines()] == [0, 0]
+    shown = [int(line.split()[1], 16) for line in os.pread(out, 200, 0).splitlines()]
     os.close(out)
+    # 32 and 33 are the C library's own, which a program can neither set nor ask for.
+    assert [mask & ~(3 << 31) for mask in shown] == [0, 0]
 
 
 def test_its_last_words_are_kept_without_the_arguments_that_it_repeats() -> None:
