@@ -136,6 +136,8 @@ UNUSED = (
     "nemu.cli.doctor",
     "nemu.cli.guest",
     "nemu.cli.completion",
+    "nemu.cli.shrink",
+    "nemu.shrink",
     "nemu.config_file",
     "nemu.host.emulated",
     "nemu.qmp",

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from nemu.host import packages
-from nemu.shrink import boot, count, history, process, tree
+from nemu.shrink import boot, count, history, process, qemu, tree
 from nemu.shrink.kinds import Offer
 from nemu.shrink.profile import Build
 from nemu.shrink.record import Record
 from nemu.shrink.report import Report, Side
 from nemu.shrink.run import Outcome, undump
-
-_DEVICE = re.compile(r'^name "([^"]+)"', re.MULTILINE)
 
 
 def report(outcome: Outcome, boots: list[boot.Booted]) -> Report:
@@ -34,7 +32,7 @@ def report(outcome: Outcome, boots: list[boot.Booted]) -> Report:
     made.edited = result["edited"]
     made.functions = [(file, name) for file, name in proof["removed"]]
     made.repairs = [*result["repairs"], *proof["repairs"]]
-    made.boots = [asdict(one) for one in boots]
+    made.boots = [asdict(one) for one in boots if not one.distribution]
     made.surface = history.measure(
         outcome.source.root, outcome.source.checkout, outcome.source.names, set(left) - empty
     )
@@ -43,14 +41,13 @@ def report(outcome: Outcome, boots: list[boot.Booted]) -> Report:
             Record.load(os.path.join(outcome.proof, f"{build.name}.json")), boots, build
         )
         if build.baseline:
-            made.before[build.name] = _distribution(build)
+            made.before[build.name] = replace(_distribution(build), syscalls=_calls(boots, build, True))
             made.baseline = "the whole source, and the distribution's own program"
     made.seconds = dict(run.live.seconds)
     return made
 
 
 def _after(record: Record, boots: list[boot.Booted], build: Build) -> Side:
-    calls = {name for one in boots if one.name.startswith(f"{build.name} ") for name in one.syscalls}
     programs = list(record.programs.values())
     return Side(
         size=sum(int(str(one["size"])) for one in programs),
@@ -59,9 +56,17 @@ def _after(record: Record, boots: list[boot.Booted], build: Build) -> Side:
         machines=len(record.machines),
         devices=len(record.devices),
         cpus=len(record.cpus),
-        syscalls=sorted(calls),
+        syscalls=_calls(boots, build, False),
         seconds=record.seconds,
     )
+
+
+def _calls(boots: list[boot.Booted], build: Build, distribution: bool) -> list[str]:
+    """The system calls in all boots of one program."""
+    mine = [
+        one for one in boots if one.name.startswith(f"{build.name} ") and one.distribution == distribution
+    ]
+    return sorted({name for one in mine for name in one.syscalls})
 
 
 def _names(value: object) -> list[str]:
@@ -91,10 +96,4 @@ def _ask(base: str, path: str) -> Offer:
     library = ":".join(f"{base}/{folder}" for folder in ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"))
     argv = [f"{base}/lib64/ld-linux-x86-64.so.2", "--library-path", library, path]
     environment = {"QEMU_MODULE_DIR": f"{base}/usr/lib/x86_64-linux-gnu/qemu"}
-    machines = process.output([*argv, "-machine", "help"], environment=environment).splitlines()[1:]
-    devices = _DEVICE.findall(process.output([*argv, "-device", "help"], environment=environment))
-    return Offer(
-        machines=[line.split()[0] for line in machines if line.strip()],
-        devices=[one for one in devices if not one.endswith("-cpu")],
-        cpus=[one for one in devices if one.endswith("-cpu")],
-    )
+    return qemu.offered(argv, environment)

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 
-from nemu.shrink import process
+from nemu.shrink import process, trace
 
 _COMPILED = (".o", ".a", ".fa", ".so")
 _BUILD = re.compile(r"^build ((?:[^:$\n]|\$.)+):(.*)$", re.MULTILINE)
@@ -27,14 +27,13 @@ def descriptions(directory: str, root: str, known: set[str]) -> set[str]:
 
 
 def _named(tools: list[list[str]], directory: str, root: str, known: set[str]) -> set[str]:
-    found = set()
+    found = trace.Finder(root, known, ())
     for words in tools:
         text = process.output(["ninja", "-C", directory, "-t", *words])
         for line in text.splitlines():
-            path = os.path.normpath(os.path.join(directory, line.strip()))
-            if path.startswith(root + "/") and path[len(root) + 1 :] in known:
-                found.add(path[len(root) + 1 :])
-    return found
+            # Folders are not resolved yet: a symbolic link among them is needed, too.
+            found.add(os.path.abspath(os.path.join(directory, line.strip())), opening=True)
+    return found.opened
 
 
 def compiles(directory: str, goals: Iterable[str], root: str) -> list[str]:
@@ -51,7 +50,7 @@ def generated(directory: str, goals: Iterable[str]) -> list[str]:
     """What is needed for ``goals`` and made by scripts from scripts and data: nothing in it was compiled."""
     needed = set(process.output(["ninja", "-C", directory, "-t", "inputs", *goals]).splitlines())
     with open(os.path.join(directory, "build.ninja"), encoding="utf-8") as file:
-        edges = dict(_edges(file.read()))
+        edges = dict(statements(file.read()))
     compiled: dict[str, bool] = {}
 
     def is_compiled(name: str) -> bool:
@@ -64,7 +63,7 @@ def generated(directory: str, goals: Iterable[str]) -> list[str]:
     return sorted(name for name in needed & custom if not is_compiled(name))
 
 
-def _edges(text: str) -> Iterator[tuple[str, tuple[str, tuple[str, ...]]]]:
+def statements(text: str) -> Iterator[tuple[str, tuple[str, tuple[str, ...]]]]:
     """(output, (rule, inputs of every kind)) of each build statement in a ninja file."""
     for match in _BUILD.finditer(text.replace("$\n", "")):
         outputs = _split(match[1].replace("|", " "))

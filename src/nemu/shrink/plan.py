@@ -29,8 +29,13 @@ class Plan:
     seen: frozenset[str]
 
 
-def make(records: Iterable[Record], names: Iterable[str], keep: Iterable[str], added: Iterable[str]) -> Plan:
-    """The plan for ``records``; ``keep``: patterns the user wants kept; ``added``: files of the profile."""
+def make(
+    root: str, names: list[str], records: Iterable[Record], keep: Iterable[str], added: Iterable[str]
+) -> Plan:
+    """The plan for the tree ``root`` with the files ``names``.
+
+    ``keep``: patterns the user wants kept; ``added``: files of the profile.
+    """
     records = list(records)
     patterns = [re.compile(fnmatch.translate(pattern)) for pattern in keep]
     read = {name for record in records for name in record.read} | set(added)
@@ -38,9 +43,22 @@ def make(records: Iterable[Record], names: Iterable[str], keep: Iterable[str], a
         legal = "/" not in name and _ALWAYS.match(name)
         if legal or any(pattern.match(name) for pattern in patterns):
             read.add(name)
+    read |= _links_to(root, read, names)
     configured = {name for record in records for name in record.configured} - read
     seen = {name for record in records for name in record.seen} - read - configured
     return Plan(frozenset(read), frozenset(configured), frozenset(seen))
+
+
+def _links_to(root: str, read: set[str], names: list[str]) -> set[str]:
+    """Symbolic links that lead to something in ``read``: a build may come that way, and they cost nothing."""
+    targets = read | folders(read)
+    found = set()
+    for name in names:
+        path = os.path.join(root, name)
+        if os.path.islink(path):
+            target = os.path.normpath(os.path.join(os.path.dirname(name), os.readlink(path)))
+            found |= {name} if target in targets else set()
+    return found
 
 
 def folders(names: Iterable[str]) -> set[str]:

@@ -152,10 +152,11 @@ class Prover:
         return bool(back)
 
     def _is_there(self, name: str) -> bool:
+        """Whether the file is in the target, and not only as an empty placeholder."""
         path = os.path.join(self.target, name)
-        return os.path.lexists(path) and os.path.getsize(path) == os.path.getsize(
-            os.path.join(self.base, name)
-        )
+        if not os.path.exists(path):
+            return os.path.islink(path)
+        return os.path.getsize(path) > 0 or os.path.getsize(os.path.join(self.base, name)) == 0
 
     def _say(self, text: str) -> None:
         self.proof.repairs.append(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from nemu import syntax
 from nemu.errors import ConfigError
@@ -124,11 +124,15 @@ class Qemu:
         return [shutil.which("qemu-aarch64") or "qemu-aarch64-static", "-L", root] if root else []
 
     def offer(self, build: Build, product: str, place: Place) -> Offer:
-        ask = [*self.runner(build, place), product]
-        machines = process.output([*ask, "-machine", "help"]).splitlines()[1:]
-        devices = _DEVICE.findall(process.output([*ask, "-device", "help"]))
-        return Offer(
-            machines=sorted(line.split()[0] for line in machines if line.strip()),
-            devices=sorted(name for name in devices if not name.endswith("-cpu")),
-            cpus=sorted(name for name in devices if name.endswith("-cpu")),
-        )
+        return offered([*self.runner(build, place), product])
+
+
+def offered(ask: Sequence[str], environment: Mapping[str, str] | None = None) -> Offer:
+    """What the QEMU that the words ``ask`` start says it has; CPU models are devices there."""
+    machines = process.output([*ask, "-machine", "help"], environment=environment).splitlines()[1:]
+    devices = _DEVICE.findall(process.output([*ask, "-device", "help"], environment=environment))
+    return Offer(
+        machines=sorted(line.split()[0] for line in machines if line.strip()),
+        devices=sorted(name for name in devices if not name.endswith("-cpu")),
+        cpus=sorted(name for name in devices if name.endswith("-cpu")),
+    )

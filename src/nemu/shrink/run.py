@@ -144,7 +144,7 @@ class Run:
 
     def _prune(self, base: str, names: list[str], records: dict[str, Record]) -> str:
         """A directory with ``source`` (the pruned tree) and ``result.json``."""
-        made = plan.make(records.values(), names, self.profile.keep, self.kind.added())
+        made = plan.make(base, names, records.values(), self.profile.keep, self.kind.added())
         facts = [base, *sorted(made.read), "-", *sorted(made.configured), "-", *sorted(made.seen)]
 
         def build(directory: str) -> None:

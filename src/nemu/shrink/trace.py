@@ -51,7 +51,7 @@ def parse(lines: Iterable[str], root: str, known: set[str], bases: Iterable[str]
 
     ``bases``: directories that a relative name without a descriptor may be relative to.
     """
-    found = _Finder(root, known, tuple(bases))
+    found = Finder(root, known, tuple(bases))
     for name, arguments in _calls(lines):
         result = _last(_RESULT, arguments)
         if result is None or result[1].startswith(("-", "?")):
@@ -88,8 +88,8 @@ def _plain(text: str) -> str:
     return text.encode("latin-1", "replace").decode("unicode_escape")
 
 
-class _Finder:
-    """Collects touched names, through symbolic links in the tree."""
+class Finder:
+    """Collects names of ``known`` below ``root`` that were touched, with the symbolic links on the way."""
 
     def __init__(self, root: str, known: set[str], bases: tuple[str, ...]) -> None:
         self.root = os.path.normpath(root)
